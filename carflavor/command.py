@@ -1,0 +1,29 @@
+"""The kind of click command that every entry point is."""
+
+import logging
+import os
+import sys
+
+import click
+import mlflow
+
+# Before anything imports TensorFlow: its greetings would stand between the user and what a step says.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+class StepCommand(click.Command):
+    """A command that answers a refused input with one sentence and an interruption with the shell's exit code.
+
+    A step raises ValueError, OSError or MlflowException for what its user can mend. The traceback is not lost: it is
+    the artifact `error.txt` of the run.
+    """
+
+    def invoke(self, context):
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("carflavor").setLevel(logging.INFO)
+        try:
+            return super().invoke(context)
+        except (ValueError, OSError, mlflow.MlflowException) as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            context.exit(130)  # 128 + SIGINT, as shells count

@@ -1,0 +1,80 @@
+"""Where things are: turns what a user types for a place into a local path."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import mlflow
+
+_MLFLOW_SCHEMES = ("runs:", "models:", "mlflow-artifacts:")
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+
+
+def data_home():
+    """Returns the folder for what outlives a clone of the project: `CARFLAVOR_HOME`, or `~/.carflavor`."""
+    return Path(os.environ.get("CARFLAVOR_HOME") or Path.home() / ".carflavor").absolute()
+
+
+def resolve_input(place, parameter):
+    """Finds what a user names as input.
+
+    Args:
+        place: A local path, `file:` URL, or an artifact of MLflow as `runs:/<run id>/<path>` or
+            `models:/<name>/<version>`. Artifacts of a remote store are downloaded into a temporary folder.
+        parameter: What the user calls it, for the error's first word.
+
+    Returns:
+        Absolute `Path` of an existing file or folder.
+
+    Raises:
+        ValueError: If nothing is there; for a relative path with the absolute form to type.
+    """
+    if not place:
+        raise ValueError(f"{parameter}: expected a path or URI, got an empty text")
+    if place.startswith(_MLFLOW_SCHEMES):
+        try:
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=place)).absolute()
+        except (mlflow.MlflowException, OSError) as error:
+            raise ValueError(f"{parameter}: nothing could be read from {place}: {error}") from None
+    path = _local_path(place, parameter)
+    if path.exists():
+        return path.absolute()
+    if path.is_absolute():
+        raise ValueError(f"{parameter}: {path} does not exist")
+    # `mlflow run` starts a step in the project's folder, or in a temporary clone of it, not where the user stands.
+    raise ValueError(
+        f"{parameter}: the relative path {place} does not exist in {Path.cwd()}, where the step runs; "
+        f'type it in full, for instance {parameter}="$PWD/{place}"'
+    )
+
+
+def resolve_output(place, parameter):
+    """Turns what a user names as output folder into an absolute `Path`; it need not exist.
+
+    Raises:
+        ValueError: If the place is not on this machine, or is relative to a clone that MLflow will delete.
+    """
+    path = _local_path(place, parameter)
+    if not path.is_absolute() and _in_temporary_clone():
+        raise ValueError(
+            f"{parameter}: the relative path {place} would be lost with the temporary clone that the project runs "
+            f'in; type it in full, for instance {parameter}="$PWD/{place}"'
+        )
+    return path.absolute()
+
+
+def _local_path(place, parameter):
+    if place.startswith("file:"):
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=place))
+    # More than one letter before the colon: C:\photos is a path.
+    if _SCHEME.match(place):
+        raise ValueError(f"{parameter}: expected a local path, runs:/... or models:/..., got {place}")
+    return Path(place).expanduser()
+
+
+def _in_temporary_clone():
+    # `mlflow run <git url>` clones into tempfile.mkdtemp() and leaves no other sign: its tags are those of a local
+    # clone that has a remote.
+    folder = Path.cwd()
+    return folder.parent == Path(tempfile.gettempdir()) and re.fullmatch(r"tmp[a-z0-9_]{8}", folder.name) is not None

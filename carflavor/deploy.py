@@ -1,0 +1,158 @@
+"""Puts a packed model where it answers requests, and asks it once."""
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+import mlflow
+
+from carflavor import tracking
+from carflavor.data import sample
+from carflavor.data.locations import data_home
+
+TARGETS = ("local", "docker", "server", "azureml")
+_HOST = "127.0.0.1"
+_SECONDS_TO_START = 180
+_SECONDS_TO_STOP = 10
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeployConfig:
+    """Parameters of the step; the same names stand in MLproject.
+
+    Attributes:
+        model: Model directory that carflavor wrote, as path, `runs:/...` or `models:/...`.
+        target: Where to, one of `TARGETS`; so far `local`.
+        port: Port of the local server; 0 for any free one.
+        keep: Whether the local server stays until Ctrl-C, instead of ending after its first answer.
+    """
+
+    model: str
+    target: str = "local"
+    port: int = 5001
+    keep: bool = True
+
+
+def deploy(config):
+    """Starts `mlflow models serve`, waits until it is healthy, sends a photo of the sample and prints the answer.
+
+    Args:
+        config: `DeployConfig`.
+
+    Returns:
+        The server's answer, a dict with `predictions`.
+
+    Raises:
+        ValueError: If the target is not there yet, the port is taken, or the server does not come up or answer.
+    """
+    with tracking.step_run("deploy", config):
+        if config.target != "local":
+            raise ValueError(f"target={config.target} is not there yet. So far there is target=local")
+        port = _free_port(config.port)
+        url = f"http://{_HOST}:{port}"
+        with _serving(config.model, port) as server:
+            _wait_until_healthy(server, url)
+            photo, class_name = sample.example_photo()
+            answer = _ask(url, photo)
+            mlflow.log_dict(answer, "answer.json")
+            print(f"A photo of {class_name} is answered with\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
+            print(f"Ask it yourself:\n{_curl_line(url, photo)}", flush=True)
+            if config.keep:
+                print("Serving until Ctrl-C", flush=True)
+                with contextlib.suppress(KeyboardInterrupt):
+                    server.wait()
+                    raise ValueError(f"The server ended by itself with exit code {server.returncode}")
+    return answer
+
+
+def _free_port(port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            raise ValueError(f"Expected port {port} of {_HOST} to be free, got: {error.strerror}") from None
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _serving(model, port):
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model]
+    command += ["--env-manager", "local", "--host", _HOST, "--port", str(port)]
+    # A session of its own: MLflow starts a shell and that starts the server, and all of them are to end together.
+    server = subprocess.Popen(
+        command,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+            # `python -m mlflow` calls `uvicorn`, which a virtual environment that is not activated hides.
+            "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),
+        },
+    )
+    try:
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(_SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+
+
+def _wait_until_healthy(server, url):
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise ValueError(f"The server ended with exit code {server.returncode} before it was healthy; see above")
+        with contextlib.suppress(OSError):
+            _open(f"{url}/health")
+            return
+        time.sleep(0.5)
+    raise ValueError(f"The server was not healthy within {_SECONDS_TO_START} s")
+
+
+def _ask(url, photo):
+    body = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(photo).decode()]]}}
+    request = urllib.request.Request(
+        f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        return json.loads(_open(request))
+    except urllib.error.HTTPError as error:
+        raise ValueError(f"The server answered {error.code}: {error.read(2000).decode(errors='replace')}") from None
+
+
+def _open(request):
+    # No proxy: the server is on this machine, and behind a firewall http_proxy is set.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=60) as response:
+        return response.read()
+
+
+def _curl_line(url, photo):
+    path = data_home() / "example.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(photo)
+    # Through a pipe: as an argument, a photo of more than 96 kB is longer than Linux allows.
+    return (
+        """(printf '{"inputs": {"image": ["'; base64 < """
+        + shlex.quote(str(path))
+        + """ | tr -d '\\n'; printf '"]}}') | """
+        + f"curl -s -H 'Content-Type: application/json' --data-binary @- {url}/invocations"
+    )

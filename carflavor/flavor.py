@@ -1,0 +1,349 @@
+"""Writes and reads the model directory: one set of files that MLflow loads in four ways.
+
+    MLmodel            flavors python_function (loader_module carflavor), carflavor, tensorflow, keras
+    data/              as mlflow.tensorflow writes it: model.keras, custom_objects.cloudpickle, ...
+    classes.json       class names in id order
+    manifest.json      SHA-256 of every file that loading reads, crop margin and sizes, how it was trained
+    code/carflavor     this package
+    requirements.txt   conda.yaml   python_env.yaml   input_example.json
+
+keras and TensorFlow are imported inside the functions that need them: `import carflavor` stays light, and a model can
+one day be served without them.
+"""
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import logging
+import sys
+from pathlib import Path
+
+import cloudpickle
+import mlflow
+import numpy as np
+import pandas as pd
+import wrapt
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array, Object, Property
+
+from carflavor.data import sample
+from carflavor.scoring import BOX_COLUMNS, CarClassifier, PyfuncModel
+from carflavor.version import __version__
+
+FLAVOR_NAME = "carflavor"
+FORMAT_VERSION = 1
+_DATA, _CLASSES, _MANIFEST, _CODE = "data", "classes.json", "manifest.json", "code"
+_PACKAGE = Path(__file__).parent
+# What this module and those it imports, directly or not, cannot be imported without; and TensorFlow.
+_REQUIRED = ("mlflow", "keras", "numpy", "pandas", "cloudpickle", "opencv-python-headless", "scipy", "wrapt")
+
+_logger = logging.getLogger(__name__)
+
+
+@wrapt.when_imported("keras")
+def _register_layers(keras):
+    # mlflow.keras.load_model knows nothing of carflavor: Keras must know Scale by the time it reads a network, and
+    # importing Keras here would cost everybody who only wants `import carflavor` several seconds.
+    from carflavor import layers  # noqa: F401
+def get_default_pip_requirements():
+    """Returns what a model directory needs to be loaded and served: pip requirements at the installed versions.
+
+    TensorFlow is required under the name it is installed by. People who serve on CPUs alone save some hundred
+    megabytes with `pip_requirements=[... "tensorflow-cpu==..." ...]`; asking for it by default would have MLflow warn
+    of a missing package at every load in the environment that trained the model.
+    """
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    tensorflow = "tensorflow" if "tensorflow" in installed else "tensorflow-cpu"
+    return [f"{name}=={importlib.metadata.version(name)}" for name in (tensorflow, *_REQUIRED)]
+
+
+def get_default_conda_env():
+    """Returns a conda environment, as the dict of its YAML file, with `get_default_pip_requirements`."""
+    return {
+        "name": "carflavor-model",
+        "channels": ["conda-forge"],
+        "dependencies": [f"python={_python_version()}", "pip", {"pip": get_default_pip_requirements()}],
+    }
+
+
+def _python_version():
+    # No patch version: whoever serves the model has some 3.11, seldom this very one.
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def save_model(
+    network,
+    path,
+    class_names,
+    image_size=256,
+    crop_margin=16,
+    training=None,
+    conda_env=None,
+    pip_requirements=None,
+    extra_pip_requirements=None,
+    mlflow_model=None,
+    metadata=None,
+):
+    """Writes a model directory.
+
+    Args:
+        network: `keras.Model` from uint8 RGB photos `(batch, S, S, 3)` to probabilities `(batch, C)`.
+        path: Folder to write; must not exist or be empty.
+        class_names: C names in the order of the probabilities.
+        image_size: Side in pixels that preprocessing stored the training photos at.
+        crop_margin: Pixels that preprocessing widened boxes by on each side.
+        training: Optional dict, how the network was trained, for the manifest.
+        conda_env: Conda environment as dict or path. Defaults to `get_default_conda_env()`.
+        pip_requirements: Requirements instead of the default ones.
+        extra_pip_requirements: Requirements beside the default ones.
+        mlflow_model: `mlflow.models.Model` to add the flavors to, as MLflow's `log_model` passes it.
+        metadata: Optional dict for the MLmodel file.
+
+    Raises:
+        ValueError: If the network is no classifier of that many classes of square uint8 photos.
+        MlflowException: If the folder is not empty.
+    """
+    from carflavor import layers
+
+    class_names = [str(name) for name in class_names]
+    _check_network(network, class_names)
+    path = Path(path)
+    mlflow_model = mlflow_model or Model()
+    if conda_env is None and pip_requirements is None and extra_pip_requirements is None:
+        conda_env = get_default_conda_env()
+    elif conda_env is None and pip_requirements is None:
+        pip_requirements, extra_pip_requirements = get_default_pip_requirements() + extra_pip_requirements, None
+    # By value: by reference the pickle would be of use only where carflavor is installed.
+    cloudpickle.register_pickle_by_value(layers)
+    try:
+        mlflow.tensorflow.save_model(
+            network,
+            path,
+            custom_objects={"carflavor>Scale": layers.Scale},
+            code_paths=[str(_PACKAGE)],
+            mlflow_model=mlflow_model,
+            # mlflow.tensorflow describes a network and knows tensors only; below, the signature of the pyfunc follows.
+            signature=ModelSignature(Schema([TensorSpec(np.dtype(np.uint8), (-1, *network.input_shape[1:]))])),
+            input_example=_input_example(),
+            conda_env=conda_env,
+            pip_requirements=pip_requirements,
+            extra_pip_requirements=extra_pip_requirements,
+            metadata=metadata,
+        )
+    finally:
+        cloudpickle.unregister_pickle_by_value(layers)
+    # Whatever other layers happen to be registered in this process: no part of the model.
+    (path / _DATA / "global_custom_objects.cloudpickle").unlink(missing_ok=True)
+    _write_json(path / _CLASSES, class_names)
+    _write_json(
+        path / _MANIFEST,
+        {
+            "format_version": FORMAT_VERSION,
+            "carflavor_version": __version__,
+            "input_size": network.input_shape[1],
+            "image_size": image_size,
+            "crop_margin": crop_margin,
+            "training": training or {},
+            "sha256": {name: _sha256(path / name) for name in _files_that_loading_reads(path)},
+        },
+    )
+    _loosen_python_version(path / "python_env.yaml")
+    _add_flavors(mlflow_model, path)
+
+
+def _check_network(network, class_names):
+    shape = network.input_shape
+    if len(shape) != 4 or shape[1] != shape[2] or shape[1] is None or shape[3] != 3:
+        raise ValueError(f"Expected a network of square RGB photos (batch, S, S, 3). Received: input_shape={shape}")
+    if network.output_shape != (None, len(class_names)):
+        raise ValueError(
+            f"Expected a network with a probability for each of {len(class_names)} classes. "
+            f"Received: output_shape={network.output_shape}"
+        )
+
+
+def _input_example():
+    photo, _ = sample.example_photo()
+    return pd.DataFrame({"image": [base64.b64encode(photo).decode()]})
+
+
+def _signature():
+    top_k = Array(Object([Property("label", DataType.string), Property("prob", DataType.double)]))
+    return ModelSignature(
+        inputs=Schema(
+            [ColSpec("string", "image"), *(ColSpec("double", name, required=False) for name in BOX_COLUMNS)]
+        ),
+        outputs=Schema(
+            [
+                ColSpec("string", "label", required=False),
+                ColSpec("double", "prob", required=False),
+                ColSpec("long", "class_id", required=False),
+                ColSpec(top_k, "top_k"),
+                ColSpec("string", "error", required=False),
+            ]
+        ),
+        params=ParamSchema(
+            [
+                ParamSpec("top_k", DataType.long, 5),
+                ParamSpec("min_prob", DataType.double, 0.0),
+                ParamSpec("on_error", DataType.string, "raise"),
+            ]
+        ),
+    )
+
+
+def _add_flavors(mlflow_model, path):
+    network = mlflow_model.flavors["tensorflow"]
+    mlflow_model.signature = _signature()
+    # mlflow.keras reads `data`; mlflow.tensorflow, where it finds this entry, takes everything from it.
+    mlflow_model.add_flavor("keras", **network)
+    mlflow_model.add_flavor(FLAVOR_NAME, carflavor_version=__version__, format_version=FORMAT_VERSION, code=_CODE)
+    mlflow.pyfunc.add_to_model(
+        mlflow_model,
+        loader_module="carflavor",
+        code=_CODE,
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+    )
+    mlflow_model.save(path / "MLmodel")
+
+
+def _loosen_python_version(path):
+    python_env = yaml.safe_load(path.read_text())
+    python_env["python"] = _python_version()
+    path.write_text(yaml.safe_dump(python_env, sort_keys=False))
+
+
+def log_model(
+    network,
+    name="model",
+    class_names=None,
+    image_size=256,
+    crop_margin=16,
+    training=None,
+    conda_env=None,
+    pip_requirements=None,
+    extra_pip_requirements=None,
+    registered_model_name=None,
+    metadata=None,
+    **kwargs,
+):
+    """Logs a model directory to the active run; see `save_model` for what is not listed here.
+
+    Args:
+        name: Name of the model in the run.
+        registered_model_name: Optional name to register a version under.
+        **kwargs: What `mlflow.models.Model.log` takes, such as `tags` or `step`.
+
+    Returns:
+        `mlflow.models.model.ModelInfo`.
+    """
+    return Model.log(
+        artifact_path=None,
+        name=name,
+        flavor=sys.modules[__package__],
+        network=network,
+        class_names=class_names,
+        image_size=image_size,
+        crop_margin=crop_margin,
+        training=training,
+        conda_env=conda_env,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+        registered_model_name=registered_model_name,
+        metadata=metadata,
+        **kwargs,
+    )
+
+
+def load_model(model_uri, dst_path=None):
+    """Loads a model for use in Python.
+
+    Args:
+        model_uri: Path, `runs:/...`, `models:/...` or whatever MLflow reads artifacts from.
+        dst_path: Optional existing folder to download to.
+
+    Returns:
+        `carflavor.scoring.CarClassifier`: `load_model(uri).predict(["car.jpg"])`.
+
+    Raises:
+        MlflowException: If nothing is there, it is no carflavor model, or a file of it was changed.
+    """
+    return _load_classifier(Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path)))
+
+
+def _load_pyfunc(path):
+    """Loads the model for `mlflow.pyfunc`, which calls this with the path of the model directory."""
+    return PyfuncModel(_load_classifier(Path(path)))
+
+
+def _load_classifier(path):
+    from carflavor import engines
+
+    manifest = _read_manifest(path)
+    _say_which_code_runs(path, manifest)
+    class_names = json.loads((path / _CLASSES).read_text(encoding="utf-8"))
+    engine = engines.KerasEngine(path / _DATA / "model.keras")
+    return CarClassifier(engine, class_names, manifest["crop_margin"], manifest["image_size"])
+
+
+def _read_manifest(path):
+    if not (path / _MANIFEST).is_file():
+        raise MlflowException(
+            f"{path}: expected a model that carflavor wrote, with a {_MANIFEST}, got none",
+            error_code=INVALID_PARAMETER_VALUE,
+        )
+    manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise MlflowException(
+            f"{path}: expected a model of format {FORMAT_VERSION} or older, got {manifest['format_version']}: "
+            f"install carflavor {manifest['carflavor_version']} or newer",
+            error_code=INVALID_PARAMETER_VALUE,
+        )
+    for name, expected in manifest["sha256"].items():
+        if not (path / name).is_file() or _sha256(path / name) != expected:
+            raise MlflowException(
+                f"{path}: {name} is not the file that was packed (its SHA-256 differs from {_MANIFEST})",
+                error_code=INVALID_PARAMETER_VALUE,
+            )
+    return manifest
+
+
+def _say_which_code_runs(path, manifest):
+    # mlflow.pyfunc puts the packed code first on sys.path, so a process that has not imported carflavor yet gets the
+    # packed one, and one that has keeps its own: Python imports a package once.
+    running = {name: _sha256(_PACKAGE / name) for name in _python_files(_PACKAGE)}
+    packed = {name: _sha256(path / _CODE / "carflavor" / name) for name in _python_files(path / _CODE / "carflavor")}
+    if running != packed:
+        _logger.warning(
+            "The model was packed with carflavor %s; the one imported here (%s, %s) differs, and is the one that runs",
+            manifest["carflavor_version"],
+            __version__,
+            _PACKAGE,
+        )
+    else:
+        _logger.info("carflavor %s from %s", __version__, _PACKAGE)
+
+
+def _files_that_loading_reads(path):
+    folders = (path / _DATA, path / _CODE)
+    files = [_CLASSES, *(file.relative_to(path).as_posix() for folder in folders for file in folder.rglob("*"))]
+    return sorted(name for name in files if (path / name).is_file() and "__pycache__" not in name)
+
+
+def _python_files(folder):
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.py"))
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path, content):
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

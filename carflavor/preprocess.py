@@ -1,0 +1,283 @@
+"""Photos into HDF5 record files: `train.h5`, `validation.h5` and `test.h5`."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from tqdm import tqdm
+
+import carflavor
+from carflavor import image, report, tracking
+from carflavor.data import layouts, records, sample
+from carflavor.data.locations import data_home, resolve_input, resolve_output
+
+CROP_CHOICES = {"box": ("box",), "full": ("full",), "both": ("box", "full")}
+CROP_MARGIN = 16  # pixels, as foamliu/Car-Recognition (pre_process.py) cuts the cars
+VALIDATION_SHARE = 0.1
+# The sample's photos are small, and its first run should be quick.
+SAMPLE_IMAGE_SIZE = 128
+_SHEET_PHOTOS = 40
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Parameters of the step; the same names stand in MLproject.
+
+    Attributes:
+        source: Folder of photos, or `sample` for the embedded drawings.
+        layout: One of `carflavor.data.layouts.LAYOUTS`.
+        crop: `box` (the car with a margin), `full` (the whole photo) or `both`.
+        image_size: Side of the stored squares in pixels.
+        skip_unreadable: Whether a photo that cannot be read is counted and left out instead of ending the step.
+        seed: Seed of the validation split.
+        out: Folder to write to. Empty for one under `carflavor.data.locations.data_home()`.
+    """
+
+    source: str = "sample"
+    layout: str = "auto"
+    crop: str = "both"
+    image_size: int = 256
+    skip_unreadable: bool = False
+    seed: int = 0
+    out: str = ""
+
+
+def preprocess(config):
+    """Writes the record files of a dataset and logs what went into them.
+
+    Args:
+        config: `PreprocessConfig`.
+
+    Returns:
+        `Path` of the folder with `train.h5`, `validation.h5`, `test.h5` (absent without labels for the test photos),
+        `report.json` and `report.html`.
+
+    Raises:
+        ValueError: If the source has no known layout or a photo cannot be read.
+    """
+    with tracking.step_run("preprocess", config):
+        source = _sample_photos() if config.source == "sample" else resolve_input(config.source, "source")
+        out = resolve_output(config.out, "out") if config.out else _default_out(config, source)
+        mlflow.set_tag(tracking.RECORDS_TAG, str(out))
+        summary = write_records(
+            source,
+            out,
+            layout=config.layout,
+            crop=config.crop,
+            image_size=config.image_size,
+            skip_unreadable=config.skip_unreadable,
+            seed=config.seed,
+            source_name="sample" if config.source == "sample" else str(source),
+        )
+        mlflow.log_metrics({name: summary[name] for name in ("photos", "skipped", "photos_per_second", "bytes")})
+        mlflow.log_artifact(out / "report.json")
+        mlflow.log_artifact(out / "report.html")
+        sheet = _contact_sheet(out)
+        mlflow.log_figure(sheet, "contact_sheet.png")
+        _logger.info("Record files: %s", out)
+    return out
+
+
+def sample_records():
+    """Returns the folder with the record files of the embedded sample, writing them on the first call."""
+    out = data_home() / f"sample-{carflavor.__version__}" / "records"
+    if not all((out / f"{split}.h5").is_file() for split in records.SPLITS):
+        write_records(_sample_photos(), out, image_size=SAMPLE_IMAGE_SIZE, source_name="sample")
+    return out
+
+
+def _sample_photos():
+    folder = data_home() / f"sample-{carflavor.__version__}" / "photos"
+    if not folder.is_dir():
+        _logger.info("Drawing the embedded sample in %s", folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sample.write_sample(folder)
+    return folder
+
+
+def _default_out(config, source):
+    # Two folders of one name in different places must not write over each other.
+    place = hashlib.sha256(str(source).encode()).hexdigest()[:8]
+    return data_home() / "records" / ("sample" if config.source == "sample" else f"{source.name}-{place}")
+
+
+def write_records(
+    source,
+    out,
+    layout="auto",
+    crop="both",
+    image_size=256,
+    skip_unreadable=False,
+    seed=0,
+    source_name="",
+):
+    """Writes `train.h5`, `validation.h5`, `test.h5`, `report.json` and `report.html`; no MLflow run.
+
+    All record files get their names together, when the last photo is in. Memory does not grow with their number.
+
+    Args:
+        source: Folder that `layouts.read_dataset` knows.
+        out: Folder to write to; made if need be.
+        layout, crop, image_size, skip_unreadable, seed: See `PreprocessConfig`.
+        source_name: How the source is called in the files' settings.
+
+    Returns:
+        Dict, the content of `report.json`.
+    """
+    if crop not in CROP_CHOICES:
+        raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={crop!r}")
+    dataset = layouts.read_dataset(source, layout)
+    splits = dict(zip(("train", "validation"), _split(dataset.train, VALIDATION_SHARE, seed), strict=True))
+    if dataset.test is not None:
+        splits["test"] = dataset.test
+    elif (out / "test.h5").exists():
+        raise ValueError(f"{out}: expected a folder without test.h5, for {source} has no labels for its test photos")
+    else:
+        _logger.info("No labels for the test photos in %s: test.h5 is not written", source)
+    settings = {
+        "source": source_name,
+        "source_digest": dataset.digest,
+        "crop_margin": CROP_MARGIN,
+        "interpolation": "INTER_AREA",
+        "validation_share": VALIDATION_SHARE,
+        "seed": seed,
+    }
+    skipped = []
+    started = time.perf_counter()
+    total = sum(len(photos) for photos in splits.values())
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(tqdm(total=total, unit=" photos", desc="preprocess", mininterval=1.0))
+        for split, photos in splits.items():
+            writer = stack.enter_context(
+                records.RecordWriter(
+                    out / f"{split}.h5", CROP_CHOICES[crop], image_size, dataset.class_names, settings
+                )
+            )
+            for photo in photos:
+                try:
+                    writer.append(**_read_photo(photo, CROP_CHOICES[crop], image_size))
+                except ValueError as error:
+                    if not skip_unreadable:
+                        raise ValueError(f"{error}. Leave such photos out with skip_unreadable=true") from None
+                    skipped.append({"photo": photo.name, "split": split, "reason": str(error)})
+                progress.update()
+    seconds = time.perf_counter() - started
+    summary = _summarise(out, splits, skipped, seconds, settings)
+    _write_reports(out, summary)
+    return summary
+
+
+def _split(photos, share, seed):
+    """Takes a share of each class for validation, at least one photo of every class that has two."""
+    random = np.random.default_rng(seed)
+    labels = np.array([photo.label for photo in photos])
+    chosen = set()
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        chosen.update(random.permutation(rows)[:count].tolist())
+    train = [photo for row, photo in enumerate(photos) if row not in chosen]
+    return train, [photos[row] for row in sorted(chosen)]
+
+
+def _read_photo(photo, crops, image_size):
+    try:
+        pixels = image.decode(photo.path.read_bytes())
+        views = {
+            "box": lambda: image.cut_out(pixels, photo.box, CROP_MARGIN),
+            "full": lambda: pixels,
+        }
+        images = {crop: image.squash(views[crop](), image_size) for crop in crops}
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{photo.name}: {error}") from None
+    return {
+        "images": images,
+        "label": photo.label,
+        "source": photo.name,
+        "size": pixels.shape[:2],
+        "box": photo.box,
+    }
+
+
+def _summarise(out, splits, skipped, seconds, settings):
+    counts, digests, size = {}, {}, 0
+    for split in splits:
+        with records.RecordFile(out / f"{split}.h5") as file:
+            class_names = file.class_names
+            counts[split] = np.bincount(file.labels, minlength=len(class_names)).tolist()
+            digests[split] = file.digest()
+            size += file.path.stat().st_size
+    photos = sum(sum(values) for values in counts.values())
+    return {
+        "source": settings["source"],
+        "photos": photos,
+        "skipped": len(skipped),
+        "seconds": round(seconds, 2),
+        "photos_per_second": round((photos + len(skipped)) / max(seconds, 1e-9), 1),
+        "bytes": size,
+        "photos_by_split": {split: sum(values) for split, values in counts.items()},
+        "photos_by_class": [
+            {"class": name, **{split: values[row] for split, values in counts.items()}}
+            for row, name in enumerate(class_names)
+        ],
+        "sha256": digests,
+        "settings": settings,
+        "skipped_photos": skipped,
+    }
+
+
+def _write_reports(out, summary):
+    headline = [("photos", f"{summary['photos']:,}"), ("left out", f"{summary['skipped']:,}")]
+    headline += [(split, f"{count:,}") for split, count in summary["photos_by_split"].items()]
+    headline += [("photos a second", f"{summary['photos_per_second']:,}"), ("bytes", f"{summary['bytes']:,}")]
+    sections = [
+        report.Section("Photos of the training split", figure=_contact_sheet(out)),
+        report.Section("Photos left out", table=summary["skipped_photos"])
+        if summary["skipped_photos"]
+        else report.Section("Photos left out", text="None: every photo was read."),
+        report.Section("Photos by class", table=summary["photos_by_class"]),
+    ]
+    report.write_report(out / "report.html", "What preprocess wrote", headline, sections)
+    _write_text(out / "report.json", json.dumps(summary, indent=2, ensure_ascii=False))
+
+
+def _write_text(path, text):
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def _contact_sheet(out):
+    with records.RecordFile(out / "train.h5") as file:
+        rows = np.linspace(0, len(file) - 1, min(_SHEET_PHOTOS, len(file))).astype(int)
+        photos = [file.images(file.crops[0])[row] for row in rows]
+        captions = [file.class_names[file.labels[row]] for row in rows]
+    return report.photo_grid_figure(photos, captions, columns=8)
+
+
+def open_split(data, split, parameter="data"):
+    """Opens a record file of what the user calls `data`.
+
+    Args:
+        data: `sample`, or a folder with record files as path or URI.
+        split: `train`, `validation` or `test`.
+        parameter: What the user calls it.
+
+    Returns:
+        `RecordFile`.
+    """
+    folder = sample_records() if data == "sample" else resolve_input(data, parameter)
+    path = Path(folder) / f"{split}.h5"
+    if not path.is_file():
+        raise ValueError(f"{parameter}: expected {path}, which preprocess writes, got nothing")
+    return records.RecordFile(path)

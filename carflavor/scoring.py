@@ -1,0 +1,255 @@
+"""The model that people call: photos in, a DataFrame of labels and probabilities out."""
+
+import base64
+import binascii
+import numbers
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+from carflavor import image
+
+# Photos that go through the network together: enough to fill the cores, little memory.
+BATCH_SIZE = 32
+BOX_COLUMNS = ["x1", "y1", "x2", "y2"]
+UNKNOWN = "unknown"
+ON_ERROR = ("raise", "report")
+_ROWS_NAMED = 10  # in one error message
+
+
+class CarClassifier:
+    """A trained network with all that it needs to answer for a photo.
+
+    Args:
+        engine: Callable from uint8 RGB photos `(batch, input_size, input_size, 3)` to float32 probabilities
+            `(batch, C)`, with the attribute `input_size`.
+        class_names: List of C names in the order of the probabilities.
+        crop_margin: Pixels that a box is widened by on each side, as in training.
+        image_size: Side in pixels that preprocessing stored photos at. A photo is squashed to it first and then to the
+            network's size, so that it reaches the network as a photo of a record file does.
+    """
+
+    def __init__(self, engine, class_names, crop_margin, image_size):
+        self.engine = engine
+        self.class_names = class_names
+        self.crop_margin = crop_margin
+        self.image_size = image_size
+
+    @property
+    def network(self):
+        """The `keras.Model` inside."""
+        return self.engine.network
+
+    def predict(self, photos, boxes=None, top_k=5, min_prob=0.0, on_error="raise"):
+        """Says which car each photo shows.
+
+        Args:
+            photos: List of paths, bytes of encoded photos, or uint8 RGB arrays of shape `(height, width, 3)`.
+            boxes: Optional list, for each photo `(x1, y1, x2, y2)` in pixels, 0-based half-open, or None.
+            top_k: Number of classes in `top_k`.
+            min_prob: Probability under which the label is `unknown`.
+            on_error: `raise`, or `report` to answer for the other photos.
+
+        Returns:
+            `pandas.DataFrame`, a row a photo: `label` str, `prob` float, `class_id` Int64 (null where unknown), `top_k`
+            list of `{"label": str, "prob": float}`, `error` str or None.
+
+        Raises:
+            ValueError: If a parameter is not what is expected or, under `raise`, a photo cannot be read; the message
+                names the rows.
+        """
+        _check_parameters(top_k, min_prob, on_error)
+        photos = list(photos)
+        if not photos:
+            raise ValueError("expected at least one photo, got none")
+        boxes = [None] * len(photos) if boxes is None else list(boxes)
+        if len(boxes) != len(photos):
+            raise ValueError(f"expected a box or None for each of {len(photos)} photos, got {len(boxes)}")
+        probabilities, errors = self._score(photos, boxes)
+        if errors and on_error == "raise":
+            raise ValueError(_name_rows(errors, len(photos)))
+        rows = [
+            _failed_row(errors[row]) if row in errors else self._row(probabilities[row], top_k, min_prob)
+            for row in range(len(photos))
+        ]
+        frame = pd.DataFrame(rows, columns=["label", "prob", "class_id", "top_k", "error"])
+        return frame.astype({"prob": "float64", "class_id": "Int64"})
+
+    def predict_probabilities(self, photos):
+        """Returns float32 probabilities `(len(photos), C)` of uint8 RGB arrays; see `predict` for what is accepted."""
+        probabilities, errors = self._score(photos, [None] * len(photos))
+        if errors:
+            raise ValueError(_name_rows(errors, len(photos)))
+        return probabilities
+
+    def _score(self, photos, boxes):
+        probabilities = np.zeros((len(photos), len(self.class_names)), np.float32)
+        errors = {}
+        # Batch by batch, so that memory holds the squares of one batch and not those of all photos.
+        for start in range(0, len(photos), BATCH_SIZE):
+            squares, rows = [], []
+            for row in range(start, min(start + BATCH_SIZE, len(photos))):
+                try:
+                    squares.append(self._prepare(photos[row], boxes[row]))
+                    rows.append(row)
+                except (ValueError, OSError) as error:
+                    errors[row] = str(error)
+            if squares:
+                probabilities[rows] = self.engine(np.stack(squares))
+        return probabilities, errors
+
+    def _prepare(self, photo, box):
+        pixels = _read(photo)
+        box = _check_box(box)
+        if box is not None:
+            pixels = image.cut_out(pixels, box, self.crop_margin)
+        return image.squash(image.squash(pixels, self.image_size), self.engine.input_size)
+
+    def _row(self, probabilities, top_k, min_prob):
+        order = np.argsort(-probabilities, kind="stable")[:top_k]
+        best = int(order[0])
+        known = probabilities[best] >= min_prob
+        return {
+            "label": self.class_names[best] if known else UNKNOWN,
+            "prob": float(probabilities[best]),
+            "class_id": best if known else None,
+            "top_k": [{"label": self.class_names[i], "prob": float(probabilities[i])} for i in order],
+            "error": None,
+        }
+
+
+class PyfuncModel:
+    """What `mlflow.pyfunc` and the scoring server call: a DataFrame with the column `image`.
+
+    Args:
+        classifier: `CarClassifier`.
+    """
+
+    def __init__(self, classifier):
+        self.classifier = classifier
+
+    def get_raw_model(self):
+        """Returns the `CarClassifier`."""
+        return self.classifier
+
+    def predict(self, model_input, params=None):
+        """Answers a DataFrame of photos; see `CarClassifier.predict` for parameters and answer.
+
+        A string is a photo in base64 and never a path: callers of a server must not read its files.
+
+        Args:
+            model_input: `pandas.DataFrame` with the column `image` (base64 string; in-process also bytes, uint8 RGB
+                array or `pathlib.Path`) and optional columns `x1`, `y1`, `x2`, `y2`; or a list of such images.
+            params: Optional dict with `top_k`, `min_prob`, `on_error`.
+
+        Returns:
+            `pandas.DataFrame` with the index of `model_input`.
+
+        Raises:
+            MlflowException: INVALID_PARAMETER_VALUE, which the scoring server answers with 400 and the message.
+        """
+        try:
+            frame = _as_frame(model_input)
+            boxes = frame[BOX_COLUMNS].to_numpy(object) if set(BOX_COLUMNS) <= set(frame.columns) else None
+            photos = [_Base64(value) if isinstance(value, str) else value for value in frame["image"]]
+            answer = self.classifier.predict(photos, boxes, **(params or {}))
+        except (ValueError, TypeError) as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        return answer.set_index(frame.index)
+
+
+class _Base64(str):
+    """A string that is to be decoded, where a plain one would be a path."""
+
+
+def decode_base64(text):
+    """Decodes base64 as people send it.
+
+    Line breaks and white space, a `data:...;base64,` prefix, the URL-safe alphabet and missing padding are all seen in
+    practice; anything else is an error and not, as in `base64.decodebytes`, silently skipped.
+
+    Args:
+        text: str.
+
+    Returns:
+        bytes.
+
+    Raises:
+        ValueError: If the text is no base64.
+    """
+    body = "".join(text.split())
+    if body[:5].lower() == "data:":
+        head, _, body = body.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise ValueError("expected a data: URI in base64, got one in another encoding")
+    if not body:
+        raise ValueError("expected a photo in base64, got an empty text")
+    body = body.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("expected a photo in base64, got a text that is no base64") from None
+
+
+def _as_frame(model_input):
+    if isinstance(model_input, pd.DataFrame):
+        if "image" not in model_input.columns:
+            raise ValueError(f"expected a column image, got {', '.join(map(str, model_input.columns)) or 'none'}")
+        boxes_given = [name for name in BOX_COLUMNS if name in model_input.columns]
+        if boxes_given and boxes_given != BOX_COLUMNS:
+            raise ValueError(f"expected all of x1, y1, x2, y2 or none, got {', '.join(boxes_given)}")
+        return model_input
+    if isinstance(model_input, (list, tuple, pd.Series)):
+        return pd.DataFrame({"image": pd.Series(list(model_input), dtype=object)})
+    raise ValueError(f"expected a DataFrame or a list of photos, got {type(model_input).__name__}")
+
+
+def _read(photo):
+    if isinstance(photo, _Base64):
+        return image.decode(decode_base64(photo))
+    if isinstance(photo, (bytes, bytearray, memoryview)):
+        return image.decode(bytes(photo))
+    if isinstance(photo, (str, os.PathLike)):
+        return image.decode(Path(photo).read_bytes())
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+            raise ValueError(
+                f"expected a uint8 RGB array of shape (height, width, 3), got {photo.dtype} of shape {photo.shape}"
+            )
+        return photo
+    missing = photo is None or photo is pd.NA or (isinstance(photo, float) and np.isnan(photo))
+    raise ValueError(f"expected a photo, got {'null' if missing else type(photo).__name__}")
+
+
+def _check_box(box):
+    if box is None:
+        return None
+    values = [None if pd.isna(value) else value for value in box]
+    if values == [None] * 4:
+        return None
+    if len(values) != 4 or not all(isinstance(value, numbers.Real) and np.isfinite(value) for value in values):
+        raise ValueError(f"expected a box of four numbers x1, y1, x2, y2, got {values}")
+    return values
+
+
+def _check_parameters(top_k, min_prob, on_error):
+    if isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral) or top_k < 1:
+        raise ValueError(f"expected top_k to be a whole number of at least 1, got {top_k!r}")
+    if not isinstance(min_prob, numbers.Real) or not 0 <= min_prob <= 1:
+        raise ValueError(f"expected min_prob to be a number from 0 to 1, got {min_prob!r}")
+    if on_error not in ON_ERROR:
+        raise ValueError(f"expected on_error to be one of {', '.join(ON_ERROR)}, got {on_error!r}")
+
+
+def _failed_row(error):
+    return {"label": None, "prob": None, "class_id": None, "top_k": [], "error": error}
+
+
+def _name_rows(errors, total):
+    named = [f"row {row}: {error}" for row, error in sorted(errors.items())[:_ROWS_NAMED]]
+    more = f"; and {len(errors) - _ROWS_NAMED} more" if len(errors) > _ROWS_NAMED else ""
+    return f"{len(errors)} of {total} photos cannot be scored (rows count from 0): {'; '.join(named)}{more}"

@@ -1,0 +1,90 @@
+"""How a step becomes an MLflow run: it joins the run that `mlflow run` opened, or opens one, and ends it truthfully."""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import threading
+import traceback
+
+import mlflow
+
+STEP_TAG = "carflavor.step"
+RECORDS_TAG = "carflavor.records"  # the folder that holds the record files of a run
+DATA_TAG = "carflavor.data"  # what a run learned from or was measured on
+MODEL_TAG = "carflavor.model"  # URI of the model that a run was about
+
+_logger = logging.getLogger(__name__)
+
+
+class StepRun:
+    """The run of one step.
+
+    Attributes:
+        run_id: MLflow's id of the run.
+    """
+
+    def __init__(self, run_id):
+        self.run_id = run_id
+        self._on_interrupt = []
+
+    def on_interrupt(self, function):
+        """Has `function()` called when the step is interrupted, after the run is KILLED and before the step ends."""
+        self._on_interrupt.append(function)
+
+    def _interrupted(self):
+        for function in self._on_interrupt:
+            function()
+
+
+@contextlib.contextmanager
+def step_run(step, config):
+    """Runs a block as an MLflow run with `config.json` on it.
+
+    The run ends FINISHED, or FAILED with the traceback as its artifact `error.txt`, or KILLED after SIGINT or SIGTERM.
+
+    Args:
+        step: Name of the step, for the run's name and tag.
+        config: The step's frozen dataclass. It is logged as a file: `mlflow run` logs the parameters itself, as the
+            text that was typed, and logging `0.1` after `0.10` is an error.
+
+    Yields:
+        `StepRun`.
+    """
+    with _signals_as_keyboard_interrupt():
+        run = mlflow.start_run(run_name=step)
+        try:
+            mlflow.set_tag(STEP_TAG, step)
+            mlflow.log_dict(dataclasses.asdict(config), "config.json")
+            yield (step := StepRun(run.info.run_id))
+        except KeyboardInterrupt:
+            # First of all: the parent `mlflow run` writes FAILED on a run that has not ended when this process does.
+            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+            step._interrupted()
+            mlflow.end_run("KILLED")
+            raise
+        except BaseException:
+            mlflow.log_text(traceback.format_exc(), "error.txt")
+            mlflow.end_run("FAILED")
+            raise
+        mlflow.end_run()
+
+
+@contextlib.contextmanager
+def _signals_as_keyboard_interrupt():
+    def interrupt(number, frame):
+        # Ctrl-C reaches this process twice: from the terminal, and as SIGTERM from the parent `mlflow run`. Only the
+        # first may interrupt, or the second would break what the first has begun to save.
+        for signal_number in previous:
+            signal.signal(signal_number, signal.SIG_IGN)
+        _logger.warning("%s received: ending the run as KILLED", signal.Signals(number).name)
+        raise KeyboardInterrupt
+
+    # Python allows handlers in the main thread only; in another one (a notebook server's, say) signals are its host's.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,22 @@
+import click
+
+from carflavor.command import StepCommand
+from carflavor.deploy import TARGETS, DeployConfig, deploy
+
+
+@click.command(cls=StepCommand)
+@click.option("--model", required=True, help="Model as path, runs:/... or models:/...")
+@click.option("--target", default=DeployConfig.target, show_default=True, type=click.Choice(TARGETS))
+@click.option(
+    "--port", default=DeployConfig.port, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
+)
+@click.option(
+    "--keep", default=DeployConfig.keep, show_default=True, type=bool, help="Serve until Ctrl-C, or end at once."
+)
+def main(**options):
+    """Serves a model and asks it for a photo of the sample."""
+    deploy(DeployConfig(**options))
+
+
+if __name__ == "__main__":
+    main()

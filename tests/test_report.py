@@ -1,0 +1,196 @@
+import io
+import re
+
+import numpy as np
+import pytest
+
+from carflavor import report
+
+HOSTILE = [
+    "Ram C/V Cargo Van Minivan 2012",
+    r"cost $\frac$ and $5",  # As mathtext the first would be an error, the second a formula with it.
+    "<script>alert('x')</script>",
+    'Citroën "Ç" Škoda',
+    "Chevrolet Silverado 1500 Hybrid Crew Cab 2012 " * 3,
+    "W" * 80,
+    "two\nlines",
+]
+PHOTO = np.full((60, 80, 3), 128, np.uint8)
+
+
+def class_names(count):
+    return [f"{HOSTILE[index % len(HOSTILE)]} {index}" for index in range(count)]
+
+
+def render(figure):
+    """Draws a figure and checks that nothing of it is cut off at the edges."""
+    png = io.BytesIO()
+    # Compressing takes most of the time otherwise.
+    figure.savefig(png, format="png", pil_kwargs={"compress_level": 1})
+    assert png.getvalue().startswith(b"\x89PNG")
+    drawn = figure.get_tightbbox()
+    assert drawn.x0 >= 0 and drawn.y0 >= 0
+    assert drawn.x1 <= figure.get_figwidth() and drawn.y1 <= figure.get_figheight()
+    return figure
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def row_names_overlap(axes):
+    boxes = sorted((label.get_window_extent() for label in axes.get_yticklabels()), key=lambda box: box.y0)
+    return any(lower.y1 > upper.y0 for lower, upper in zip(boxes, boxes[1:], strict=False))
+
+
+@pytest.mark.parametrize("count", [1, 8, 36, 196])
+def test_figures_by_class_show_every_name(count):
+    confusion = np.eye(count, dtype=int)
+    for figure in (
+        report.confusion_figure(confusion, class_names(count)),
+        report.class_bars_figure(class_names(count), np.linspace(0, 1, count), np.full(count, 12)),
+    ):
+        panels = render(figure).axes
+        assert sum(len(axes.get_yticklabels()) for axes in panels) == count
+        assert not any(row_names_overlap(axes) for axes in panels)
+
+
+def test_names_of_many_classes_are_thinned_out():
+    figure = report.confusion_figure(np.eye(500, dtype=int), class_names(500))
+    assert figure.axes[0].get_yticks().tolist()[:3] == [0, 3, 6]
+
+
+@pytest.mark.filterwarnings("error")
+def test_confusion_writes_counts_and_leaves_a_class_without_photos_empty():
+    figure = render(report.confusion_figure([[3, 1, 0], [0, 0, 0], [0, 0, 20]], ["a", "b", "c"]))
+    right, wrong = figure.axes[0].images
+    assert texts(figure.axes[0]) == ["3", "1", "20"]
+    assert right.get_array().filled(-1).tolist() == [[0.75, -1, -1], [-1, -1, -1], [-1, -1, 1]]
+    assert wrong.get_array().filled(-1).tolist() == [[-1, 0.25, -1], [-1, -1, -1], [-1, -1, -1]]
+
+
+def test_confusion_must_fit_the_names():
+    with pytest.raises(ValueError, match=r"a row and a column for 3 names. Received: \(2, 2\)"):
+        report.confusion_figure(np.eye(2), ["a", "b", "c"])
+
+
+def test_curves_mark_the_best_epoch():
+    history = {
+        "loss": [2.0, 1.0, 0.5],
+        "val_loss": [2.1, 1.4, 1.5],
+        "accuracy": [0.2, 0.7, 0.9],
+        "val_accuracy": [0.1, 0.6125, 0.6],
+        "learning_rate": [1e-3, 1e-3, 1e-4],
+    }
+    loss, accuracy, rate = render(report.curves_figure(history)).axes
+    assert accuracy.get_title("right") == "best: 0.613 in epoch 2"
+    assert accuracy.lines[-1].get_xydata().tolist() == [[2, 0.6125]]
+    assert rate.get_title("left") == "learning rate"
+
+
+def test_curves_of_one_epoch():
+    history = {"loss": [2.0], "val_loss": [2.1], "accuracy": [0.2], "val_accuracy": [0.25]}
+    loss, accuracy = render(report.curves_figure(history)).axes
+    assert accuracy.get_title("right") == "best: 0.250 in epoch 1"
+    assert loss.lines[0].get_marker() == "o"
+
+
+def test_photo_grid_of_different_sizes():
+    photos = [PHOTO, PHOTO[:, :20], np.zeros((3000, 4000, 3), np.uint8)]
+    figure = render(report.photo_grid_figure(photos, HOSTILE[:3], columns=2))
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "Ram C/V Cargo Van Minivan 2012",
+        r"cost $\frac$ and $5",
+        "<script>alert('x')</script>",
+        "",
+    ]
+    assert figure.axes[0].images[0].get_array().shape == (60, 80, 3)
+    assert figure.axes[2].images[0].get_array().shape == (216, 288, 3)
+
+
+def test_photo_grid_of_a_strip_one_pixel_high():
+    figure = render(report.photo_grid_figure([np.zeros((1, 600, 3), np.uint8)], ["strip"], columns=4))
+    assert figure.axes[0].images[0].get_array().shape == (1, 288, 3)
+
+
+def test_confused_pairs():
+    pair = report.ConfusedPair("Audi S4 2012", HOSTILE[4], 7, 43, PHOTO, PHOTO[:30])
+    left, middle, right = render(report.confused_pairs_figure([pair])).axes
+    assert left.get_xlabel() == "Audi S4 2012"
+    assert texts(middle) == ["7 of 43\ntaken for\n→"]
+    assert right.get_xlabel().startswith("Chevrolet Silverado 1500\nHybrid Crew Cab 2012")
+
+
+def test_no_confused_pairs():
+    figure = render(report.confused_pairs_figure([]))
+    assert texts(figure) == ["No photo was taken for another class."]
+
+
+def test_class_bars_start_with_the_worst_and_end_without_photos():
+    figure = render(report.class_bars_figure(["a", "none", "b"], [0.75, np.nan, 0.5], [4, 0, 10]))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a", "none"]
+    assert texts(axes) == ["50% of 10", "75% of 4", "no photos"]
+
+
+def test_class_bars_of_very_many_classes_show_the_worst():
+    figure = report.class_bars_figure(class_names(500), np.linspace(1, 0, 500), np.ones(500, int))
+    assert figure.get_suptitle() == "accuracy by class, the worst 200 of 500"
+    assert texts(figure.axes[0])[0] == "0% of 1"
+
+
+def test_page_is_escaped_and_self_contained():
+    figure = report.confused_pairs_figure([])
+    page = report.render_report(
+        "<script>title", [("top-1", "<script>0.9")], [report.Section('<script>"head', "<script>text", figure)]
+    )
+    assert "<script" not in page
+    assert '<html lang="en">' in page
+    assert "<title>&lt;script&gt;title</title>" in page
+    assert "<dt>top-1</dt><dd>&lt;script&gt;0.9</dd>" in page
+    uri = re.search(r'<img src="data:image/png;base64,(iVBOR[\w+/=]+)" width="480" alt="(.*?)">', page)
+    assert uri[2] == "&lt;script&gt;&#34;head"
+    assert "http" not in page.replace(uri[1], "")
+
+
+def test_tables():
+    rows = [
+        {"class": "Ram C/V <van>", "photos": 1635, "top-1": 0.91234, "loss": 0.00012345},
+        {"class": None, "photos": np.int64(0), "top-1": None, "loss": np.float32(12.3456)},
+        {"class": "c", "photos": 3, "top-1": float("nan"), "loss": 1234.5},
+    ]
+    page = report.render_report("t", [], [report.Section("s", table=rows), report.Section("e", table=[])])
+    assert re.findall(r"<t[hd].*?</t[hd]>", page) == [
+        '<th class="text">class</th>',
+        '<th class="number">photos</th>',
+        '<th class="number">top-1</th>',
+        '<th class="number">loss</th>',
+        '<td class="text">Ram C/V &lt;van&gt;</td>',
+        '<td class="number">1635</td>',
+        '<td class="number">0.912</td>',
+        '<td class="number">0.000123</td>',
+        '<td class="text">—</td>',
+        '<td class="number">0</td>',
+        '<td class="number">—</td>',
+        '<td class="number">12.35</td>',
+        '<td class="text">c</td>',
+        '<td class="number">3</td>',
+        '<td class="number">—</td>',
+        '<td class="number">1234</td>',
+    ]
+    assert "<p>None.</p>" in page
+
+
+def test_write_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "report.html"
+    report.write_report(path, "old", [], [])
+    report.write_report(path, "Škoda", [], [])
+    assert "<h1>Škoda</h1>" in path.read_text(encoding="utf-8")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_failed_write_leaves_nothing(tmp_path):
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(IsADirectoryError):
+        report.write_report(tmp_path / "report.html", "t", [], [])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
