@@ -20,6 +20,7 @@ import mlflow
 from carflavor import tracking
 from carflavor.data import sample
 from carflavor.data.locations import data_home
+from carflavor.scoring import BOX_COLUMNS
 
 TARGETS = ("local", "docker", "server", "azureml")
 _HOST = "127.0.0.1"
@@ -65,11 +66,11 @@ def deploy(config):
         url = f"http://{_HOST}:{port}"
         with _serving(config.model, port) as server:
             _wait_until_healthy(server, url)
-            photo, class_name = sample.example_photo()
-            answer = _ask(url, photo)
+            photo, box, class_name = sample.example_photo()
+            answer = _ask(url, photo, box)
             mlflow.log_dict(answer, "answer.json")
             print(f"A photo of {class_name} is answered with\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
-            print(f"Ask it yourself:\n{_curl_line(url, photo)}", flush=True)
+            print(f"Ask it yourself:\n{_curl_line(url, photo, box)}", flush=True)
             if config.keep:
                 print("Serving until Ctrl-C", flush=True)
                 with contextlib.suppress(KeyboardInterrupt):
@@ -127,8 +128,8 @@ def _wait_until_healthy(server, url):
     raise ValueError(f"The server was not healthy within {_SECONDS_TO_START} s")
 
 
-def _ask(url, photo):
-    body = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(photo).decode()]]}}
+def _ask(url, photo, box):
+    body = {"inputs": [{"image": base64.b64encode(photo).decode(), **dict(zip(BOX_COLUMNS, box, strict=True))}]}
     request = urllib.request.Request(
         f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -145,14 +146,14 @@ def _open(request):
         return response.read()
 
 
-def _curl_line(url, photo):
+def _curl_line(url, photo, box):
     path = data_home() / "example.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(photo)
+    corners = "".join(f', "{name}": {value}' for name, value in zip(BOX_COLUMNS, box, strict=True))
     # Through a pipe: as an argument, a photo of more than 96 kB is longer than Linux allows.
     return (
-        """(printf '{"inputs": {"image": ["'; base64 < """
-        + shlex.quote(str(path))
-        + """ | tr -d '\\n'; printf '"]}}') | """
-        + f"curl -s -H 'Content-Type: application/json' --data-binary @- {url}/invocations"
+        f"""(printf '{{"inputs": [{{"image": "'; base64 < {shlex.quote(str(path))} | tr -d '\\n'; """
+        f"""printf '"{corners}}}]}}') | """
+        f"curl -s -H 'Content-Type: application/json' --data-binary @- {url}/invocations"
     )

@@ -50,6 +50,8 @@ def _register_layers(keras):
     # mlflow.keras.load_model knows nothing of carflavor: Keras must know Scale by the time it reads a network, and
     # importing Keras here would cost everybody who only wants `import carflavor` several seconds.
     from carflavor import layers  # noqa: F401
+
+
 def get_default_pip_requirements():
     """Returns what a model directory needs to be loaded and served: pip requirements at the installed versions.
 
@@ -168,16 +170,14 @@ def _check_network(network, class_names):
 
 
 def _input_example():
-    photo, _ = sample.example_photo()
-    return pd.DataFrame({"image": [base64.b64encode(photo).decode()]})
+    photo, box, _ = sample.example_photo()
+    return pd.DataFrame([[base64.b64encode(photo).decode(), *map(float, box)]], columns=["image", *BOX_COLUMNS])
 
 
 def _signature():
     top_k = Array(Object([Property("label", DataType.string), Property("prob", DataType.double)]))
     return ModelSignature(
-        inputs=Schema(
-            [ColSpec("string", "image"), *(ColSpec("double", name, required=False) for name in BOX_COLUMNS)]
-        ),
+        inputs=Schema([ColSpec("string", "image"), *(ColSpec("double", name, required=False) for name in BOX_COLUMNS)]),
         outputs=Schema(
             [
                 ColSpec("string", "label", required=False),

@@ -52,8 +52,8 @@ def package(config):
             raise ValueError(
                 f"Expected register_as to be a name without / and :. Received: register_as={config.register_as!r}"
             )
-        photo, _ = sample.example_photo()
-        carflavor.load_model(config.model).predict([photo])
+        photo, box, _ = sample.example_photo()
+        carflavor.load_model(config.model).predict([photo], [box])
         uri = config.model
         if Path(uri).is_dir():
             # The registry refers to a place that lasts: a folder of the user's becomes an artifact of this run.

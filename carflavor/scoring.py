@@ -55,8 +55,8 @@ class CarClassifier:
             on_error: `raise`, or `report` to answer for the other photos.
 
         Returns:
-            `pandas.DataFrame`, a row a photo: `label` str, `prob` float, `class_id` Int64 (null where unknown), `top_k`
-            list of `{"label": str, "prob": float}`, `error` str or None.
+            `pandas.DataFrame`, a row a photo: `label` str, `prob` Float64, `class_id` Int64 (null where unknown),
+            `top_k` list of `{"label": str, "prob": float}`, `error` str or None.
 
         Raises:
             ValueError: If a parameter is not what is expected or, under `raise`, a photo cannot be read; the message
@@ -77,7 +77,7 @@ class CarClassifier:
             for row in range(len(photos))
         ]
         frame = pd.DataFrame(rows, columns=["label", "prob", "class_id", "top_k", "error"])
-        return frame.astype({"prob": "float64", "class_id": "Int64"})
+        return frame.astype({"prob": "Float64", "class_id": "Int64"})
 
     def predict_probabilities(self, photos):
         """Returns float32 probabilities `(len(photos), C)` of uint8 RGB arrays; see `predict` for what is accepted."""

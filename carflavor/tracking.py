@@ -3,8 +3,12 @@
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 import traceback
 
 import mlflow
@@ -13,6 +17,8 @@ STEP_TAG = "carflavor.step"
 RECORDS_TAG = "carflavor.records"  # the folder that holds the record files of a run
 DATA_TAG = "carflavor.data"  # what a run learned from or was measured on
 MODEL_TAG = "carflavor.model"  # URI of the model that a run was about
+
+_SECONDS_FOR_PARENT = 600  # what a step may take to keep its best checkpoint
 
 _logger = logging.getLogger(__name__)
 
@@ -51,16 +57,19 @@ def step_run(step, config):
     Yields:
         `StepRun`.
     """
+    started_by_mlflow_run = "MLFLOW_RUN_ID" in os.environ
     with _signals_as_keyboard_interrupt():
-        run = mlflow.start_run(run_name=step)
+        run = StepRun(mlflow.start_run(run_name=step).info.run_id)
         try:
             mlflow.set_tag(STEP_TAG, step)
             mlflow.log_dict(dataclasses.asdict(config), "config.json")
-            yield (step := StepRun(run.info.run_id))
+            yield run
         except KeyboardInterrupt:
-            # First of all: the parent `mlflow run` writes FAILED on a run that has not ended when this process does.
-            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
-            step._interrupted()
+            # First of all, before what may take long.
+            mlflow.MlflowClient().set_terminated(run.run_id, "KILLED")
+            if started_by_mlflow_run:
+                _mark_killed_after_parent(run.run_id)
+            run._interrupted()
             mlflow.end_run("KILLED")
             raise
         except BaseException:
@@ -68,6 +77,31 @@ def step_run(step, config):
             mlflow.end_run("FAILED")
             raise
         mlflow.end_run()
+
+
+def _mark_killed_after_parent(run_id):
+    # `mlflow run` means to leave a run alone that has ended already, but compares a text with numbers
+    # (RunStatus.is_terminated in mlflow.projects._maybe_set_run_terminated) and writes FAILED over our KILLED once
+    # this process is gone. So a process of its own, out of Ctrl-C's reach, waits for that and has the last word.
+    subprocess.Popen(
+        [sys.executable, "-m", "carflavor.tracking", run_id, str(os.getppid())],
+        env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _wait_and_mark_killed(run_id, process_id):
+    deadline = time.monotonic() + _SECONDS_FOR_PARENT
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process_id, 0)  # sends nothing: asks whether the process is there
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    mlflow.MlflowClient().set_terminated(run_id, "KILLED")
 
 
 @contextlib.contextmanager
@@ -88,3 +122,7 @@ def _signals_as_keyboard_interrupt():
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    _wait_and_mark_killed(sys.argv[1], int(sys.argv[2]))

@@ -75,9 +75,7 @@ def train(config):
             keras.utils.set_random_seed(config.seed)
             network = NETWORKS[config.network].build(len(training.class_names), input_size)
             training_batches = PhotoBatches(training, CROP_CHOICES[config.crop], config.batch_size, config.seed)
-            validation_batches = SquashedBatches(
-                validation, CROP_CHOICES[config.crop], config.batch_size, input_size
-            )
+            validation_batches = SquashedBatches(validation, CROP_CHOICES[config.crop], config.batch_size, input_size)
             model = AugmentedNetwork(build_augmentation(training.image_size, input_size, config.seed), network)
             _compile(model, config, len(training_batches))
 
@@ -102,9 +100,7 @@ def train(config):
 
 def _check(config, training, validation):
     if config.network not in NETWORKS:
-        raise ValueError(
-            f"Expected network to be one of {', '.join(NETWORKS)}. Received: network={config.network!r}"
-        )
+        raise ValueError(f"Expected network to be one of {', '.join(NETWORKS)}. Received: network={config.network!r}")
     if config.crop not in CROP_CHOICES:
         raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={config.crop!r}")
     if training.class_names != validation.class_names:

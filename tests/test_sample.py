@@ -153,12 +153,14 @@ def test_write_sample_leaves_nothing_when_it_fails(tmp_path):
 
 
 def test_example_photo():
-    photo, name = example_photo()
+    photo, (x1, y1, x2, y2), name = example_photo()
     assert name == "Aurora Hatchback 2011"
     assert photo[:3] == b"\xff\xd8\xff"
     assert len(photo) < 25_000
-    assert cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR).shape[2] == 3
-    assert example_photo() == (photo, name)
+    height, width, channels = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR).shape
+    assert channels == 3
+    assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+    assert example_photo() == (photo, (x1, y1, x2, y2), name)
 
 
 @pytest.fixture(scope="module", params=["full", "box"])

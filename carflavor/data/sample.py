@@ -24,9 +24,10 @@ def example_photo():
     """Draws one photo for smoke tests and input examples, the same at every call.
 
     Returns:
-        The bytes of a JPEG file, and the name of the class it shows.
+        The bytes of a JPEG file, the car's box `(x1, y1, x2, y2)` in it, 0-based half-open, and the name of its class.
     """
-    return encode_jpeg(draw_photo(0, np.random.default_rng(EXAMPLE_SEED))[0]), CLASS_NAMES[0]
+    photo, box = draw_photo(0, np.random.default_rng(EXAMPLE_SEED))
+    return encode_jpeg(photo), box, CLASS_NAMES[0]
 
 
 def write_sample(folder, train_per_class=TRAIN_PER_CLASS, test_per_class=TEST_PER_CLASS, seed=0):

@@ -1,0 +1,69 @@
+import os
+import sys
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+import carflavor
+from carflavor.image import squash
+from carflavor.networks.resnet import _basic_block, build_resnet
+
+# With a slash, quotes of both kinds and letters beyond ASCII: names that real datasets have.
+CLASS_NAMES = ["Ram C/V Cargo Van 2012", 'Škoda "Octavia" Combi 2010', "Citroën l'Ami 1961"]
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """MLflow's real sqlite store in the test's own folder, which is also the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CARFLAVOR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield mlflow.MlflowClient()
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_network(photos):
+    """A real network of one basic block, 3 classes at 32 px, that has learned the eight photos a little."""
+    keras.utils.set_random_seed(0)
+    network = build_resnet([1], _basic_block, len(CLASS_NAMES), 32, "tiny")
+    network.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", jit_compile=False)
+    squares = np.stack([squash(squash(photo, 48), 32) for photo in photos])
+    network.fit(squares, np.arange(len(photos)) % 3, epochs=12, verbose=0)
+    return network
+
+
+@pytest.fixture(scope="session")
+def packed_model(tiny_network, tmp_path_factory):
+    """The model directory of the tiny network."""
+    path = tmp_path_factory.mktemp("packed") / "model"
+    carflavor.save_model(
+        tiny_network, path, class_names=CLASS_NAMES, image_size=48, crop_margin=4, training={"network": "tiny"}
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """Eight uint8 RGB photos of different shapes."""
+    random = np.random.default_rng(0)
+    # Smooth fields of colour, not noise: noise is grey once it is squashed.
+    coarse = [random.integers(0, 256, (3, 3, 3), "uint8") for _ in range(8)]
+    return [np.kron(field, np.ones((10 + row, 25 - row, 1), "uint8")) for row, field in enumerate(coarse)]
+
+
+@pytest.fixture(scope="session")
+def clean_environment():
+    """The environment for a process of its own: this interpreter first on the path, nothing of ours or MLflow's."""
+    ours = ("MLFLOW_", "CARFLAVOR_", "PYTHON")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }

@@ -1,0 +1,265 @@
+"""The packed model behind MLflow's real scoring server, started as people start it."""
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASS_NAMES
+
+import carflavor
+from carflavor.deploy import DeployConfig, deploy
+from carflavor.image import encode_jpeg
+
+PROJECT = Path(__file__).parents[1]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def request(url, body=None):
+    """Returns the status and the text that the server answers."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(
+            urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=60
+        ) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@contextlib.contextmanager
+def mlflow_models_serve(model, env_manager, cwd, environment, seconds):
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    log = cwd / f"serve-{env_manager}.log"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", env_manager]
+    with open(log, "w") as file:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=cwd,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(OSError):
+                if request(f"{url}/health")[0] == 200:
+                    break
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield url
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(packed_model, tmp_path_factory, clean_environment):
+    folder = tmp_path_factory.mktemp("serving")
+    with mlflow_models_serve(packed_model, "local", folder, clean_environment, seconds=120) as url:
+        yield f"{url}/invocations"
+
+
+@pytest.fixture(scope="module")
+def jpegs(photos):
+    return [encode_jpeg(photo, quality=100) for photo in photos[:2]]
+
+
+@pytest.fixture(scope="module")
+def texts(jpegs):
+    return [base64.b64encode(jpeg).decode() for jpeg in jpegs]
+
+
+@pytest.fixture(scope="module")
+def expected(packed_model, jpegs):
+    return carflavor.load_model(packed_model).predict(jpegs)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda texts: {"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts]}},
+        lambda texts: {"dataframe_records": [{"image": text} for text in texts]},
+        lambda texts: {"inputs": {"image": texts}},
+        lambda texts: {"inputs": [{"image": text} for text in texts]},
+        lambda texts: {"instances": [{"image": text} for text in texts]},
+    ],
+    ids=["dataframe_split", "dataframe_records", "inputs of columns", "inputs of rows", "instances"],
+)
+def test_server_answers_one_photo_or_many_in_every_form(server, texts, expected, form, count):
+    status, text = request(server, form(texts[:count]))
+    assert status == 200
+    predictions = json.loads(text)["predictions"]
+    assert [row["label"] for row in predictions] == expected["label"][:count].tolist()
+    np.testing.assert_allclose([row["prob"] for row in predictions], expected["prob"][:count], rtol=1e-4)
+    assert set(predictions[0]) == {"label", "prob", "class_id", "top_k", "error"}
+    assert predictions[0]["class_id"] == CLASS_NAMES.index(predictions[0]["label"])
+    assert predictions[0]["error"] is None
+
+
+def test_server_takes_boxes_and_parameters(server, texts, jpegs, packed_model):
+    rows = [{"image": texts[0], "x1": 10, "y1": 8, "x2": 40, "y2": 20}]
+    status, text = request(server, {"inputs": rows, "params": {"top_k": 2, "min_prob": 1.0}})
+    (answer,) = json.loads(text)["predictions"]
+    by_hand = carflavor.load_model(packed_model).predict([jpegs[0]], [(10, 8, 40, 20)])
+    assert status == 200
+    assert answer["prob"] == pytest.approx(by_hand["prob"][0], rel=1e-4)
+    assert (answer["label"], answer["class_id"], len(answer["top_k"])) == ("unknown", None, 2)
+
+
+def test_server_reports_bad_rows_beside_good_ones(server, texts):
+    body = {"dataframe_split": {"columns": ["image"], "data": [["!!"], [texts[0]]]}, "params": {"on_error": "report"}}
+    status, text = request(server, body)
+    first, second = json.loads(text)["predictions"]
+    assert status == 200
+    assert first == {
+        "label": None,
+        "prob": None,
+        "class_id": None,
+        "top_k": [],
+        "error": "expected a photo in base64, got a text that is no base64",
+    }
+    assert second["error"] is None
+
+
+NO_PHOTO = base64.b64encode(b"no photo").decode()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (NO_PHOTO, "row 1: expected a photo that OpenCV can decode, got 8 bytes of something else"),
+        ("!!!", "row 1: expected a photo in base64, got a text that is no base64"),
+        ("", "row 1: expected a photo in base64, got an empty text"),
+        (None, "row 1: expected a photo, got null"),
+        (5, "row 1: expected a photo, got int"),
+        ([1, 2], "row 1: expected a photo, got list"),
+        ("/etc/passwd", "row 1: expected a photo"),
+    ],
+)
+def test_server_answers_400_with_row_and_reason(server, texts, value, reason):
+    body = {"dataframe_split": {"columns": ["image"], "data": [[texts[0]], [value]]}}
+    status, text = request(server, body)
+    assert status == 400
+    assert reason in json.loads(text)["message"]
+    assert "Traceback" not in text and "stack_trace" not in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": ["image"], "data": []}},
+        {"dataframe_records": []},
+        {"inputs": {"image": []}},
+        {"instances": []},
+        {"dataframe_split": {"columns": ["image"], "data": [[5]]}},
+        {"dataframe_split": {"columns": ["photo"], "data": [[NO_PHOTO]]}},
+        {"dataframe_split": {"columns": ["image", "x1"], "data": [[NO_PHOTO, 1]]}},
+        {"dataframe_split": {"columns": ["image", "x1", "y1", "x2", "y2"], "data": [[NO_PHOTO, "a", 1, 2, 3]]}},
+        {"inputs": {"image": [NO_PHOTO]}, "params": {"top_k": 0}},
+        {"inputs": {"image": [NO_PHOTO]}, "params": {"top_k": "many"}},
+        {"nonsense": 1},
+        b'{"inputs": ',
+        b"",
+    ],
+)
+def test_server_answers_400_to_other_bodies(server, body):
+    status, text = request(server, body)
+    assert status == 400
+    assert "Traceback" not in text and "stack_trace" not in text
+
+
+def test_serve_with_uv_builds_the_environment_from_the_model_alone(
+    packed_model, texts, expected, tmp_path, clean_environment
+):
+    """In an environment that never saw carflavor, with the packages that requirements.txt names and no other."""
+    assert shutil.which("uv", path=clean_environment["PATH"]), "uv is needed: pip install carflavor[test]"
+    environment = {**clean_environment, "MLFLOW_ENV_ROOT": str(tmp_path / "environments")}
+    with mlflow_models_serve(packed_model, "uv", tmp_path, environment, seconds=600) as url:
+        status, text = request(f"{url}/invocations", {"inputs": {"image": texts}})
+    assert status == 200
+    assert [row["label"] for row in json.loads(text)["predictions"]] == expected["label"].tolist()
+
+
+def test_deploy_local_answers_and_ends(store, packed_model, capfd):
+    answer = deploy(DeployConfig(str(packed_model), port=0, keep=False))
+    assert answer["predictions"][0]["label"] in CLASS_NAMES
+    (run,) = store.search_runs(["0"])
+    assert run.info.status == "FINISHED"
+    output = capfd.readouterr().out
+    assert "A photo of Aurora Hatchback 2011 is answered with" in output
+    assert "curl -s -H 'Content-Type: application/json'" in output
+
+
+def test_deploy_local_serves_until_ctrl_c(store, packed_model, clean_environment, tmp_path):
+    """The printed curl line is run as it stands; then Ctrl-C ends the server, and the run as FINISHED."""
+    port = free_port()
+    environment = {**clean_environment, "CARFLAVOR_HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
+    step = subprocess.Popen(
+        [sys.executable, PROJECT / "entrypoints" / "deploy.py", "--model", packed_model, "--port", str(port)],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        lines = []
+        for line in step.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("Serving until Ctrl-C"):
+                break
+        curl_line = lines[lines.index("Ask it yourself:") + 1]
+        answer = json.loads(subprocess.check_output(["bash", "-c", curl_line], cwd=tmp_path, env=environment))
+        assert answer["predictions"][0]["label"] in CLASS_NAMES
+        os.kill(step.pid, signal.SIGINT)
+        assert step.wait(60) == 0
+    finally:
+        if step.poll() is None:
+            os.killpg(step.pid, signal.SIGKILL)
+        step.stdout.close()
+    with pytest.raises(OSError):
+        request(f"http://127.0.0.1:{port}/health")
+    assert store.search_runs(["0"])[0].info.status == "FINISHED"
+
+
+def test_deploy_refuses_a_port_that_is_taken(store, packed_model):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=f"Expected port {port} of 127.0.0.1 to be free"):
+            deploy(DeployConfig(str(packed_model), port=port))
+
+
+@pytest.mark.parametrize("target", ["docker", "server", "azureml"])
+def test_deploy_refuses_targets_that_are_not_there_yet(store, packed_model, target):
+    with pytest.raises(ValueError, match=f"^target={target} is not there yet. So far there is target=local$"):
+        deploy(DeployConfig(str(packed_model), target=target))
+
+
+def test_deploy_says_when_the_server_does_not_come_up(store, tmp_path):
+    with pytest.raises(ValueError, match="The server ended with exit code 1 before it was healthy"):
+        deploy(DeployConfig(str(tmp_path / "no-model"), port=0, keep=False))
