@@ -2,8 +2,6 @@
 
 import keras
 
-from carflavor import layers  # noqa: F401  registers Scale, which the network's file refers to
-
 
 class KerasEngine:
     """Runs a network with Keras.

@@ -13,6 +13,7 @@ one day be served without them.
 
 import base64
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -49,7 +50,7 @@ _logger = logging.getLogger(__name__)
 def _register_layers(keras):
     # mlflow.keras.load_model knows nothing of carflavor: Keras must know Scale by the time it reads a network, and
     # importing Keras here would cost everybody who only wants `import carflavor` several seconds.
-    from carflavor import layers  # noqa: F401
+    importlib.import_module("carflavor.layers")
 
 
 def get_default_pip_requirements():

@@ -325,6 +325,8 @@ class Progress(keras.callbacks.Callback):
         self._seconds = time.perf_counter() - self._started
 
     def on_epoch_end(self, epoch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            raise ValueError(f"The loss is {logs['loss']} after epoch {epoch + 1}: try a smaller learning_rate")
         logs["photos_per_second"] = self._photos / self._seconds
         self._bar.write(
             f"epoch {epoch + 1}/{self.params['epochs']}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.3f}, "

@@ -172,6 +172,11 @@ def test_train_refuses_parameters(store, data, changes, message):
     assert message in Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/error.txt")).read_text()
 
 
+def test_train_says_when_it_diverges(store, data):
+    with pytest.raises(ValueError, match="The loss is nan after epoch 1: try a smaller learning_rate"):
+        train(small(data, learning_rate=1e30))
+
+
 def test_train_refuses_data_that_is_not_there(store, tmp_path):
     with pytest.raises(ValueError, match=r"the relative path records does not exist .* data=\"\$PWD/records\""):
         train(small("records"))
