@@ -3,11 +3,20 @@
 Preprocessing, evaluation and serving all come through here, so that what is served is what was trained.
 """
 
-import cv2
-import numpy as np
+import os
+import re
 
-# What libjpeg marks the end of a picture with; a scan that no such mark follows was cut off.
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+# Larger than any camera's photo, and 600 MB once decoded: OpenCV's own limit of 2^30 pixels lets a file of a few bytes
+# take 3 GB. OpenCV reads the variable while it is imported, so whoever imports it before us keeps that limit.
+MAX_PIXELS = 200_000_000
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xd9"
+# In a scan's data, 0xFF is followed by 0x00 where it is a value and by 0xD0 to 0xD7 where the decoder may restart.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 
 
 def decode(data):
@@ -23,21 +32,33 @@ def decode(data):
         uint8 RGB array of shape `(height, width, 3)`.
 
     Raises:
-        ValueError: If the bytes are no photo, or a JPEG that was cut off. OpenCV fills the missing part with grey and
-            says so on standard error only.
+        ValueError: If the bytes are no photo, a JPEG that was cut off (OpenCV fills the missing part with grey and says
+            so on standard error only), or a photo of more than `MAX_PIXELS`.
     """
     if not data:
         raise ValueError("expected the bytes of a photo, got none")
-    if data.startswith(_JPEG_START) and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
+    if data.startswith(_JPEG_START) and _is_cut_off(data):
         raise ValueError(f"expected a whole JPEG, got {len(data):,} bytes of one that was cut off")
     try:
         photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
-        # Among others: more pixels than OpenCV agrees to decode.
-        raise ValueError(f"expected a photo that OpenCV can decode, got an error: {error.err or error}") from None
+        if "CV_IO_MAX_IMAGE" in error.err:
+            raise ValueError(f"expected a photo of at most {MAX_PIXELS:,} pixels, got a larger one") from None
+        raise ValueError(f"expected a photo that OpenCV can decode, got an error: {error.err}") from None
     if photo is None:
         raise ValueError(f"expected a photo that OpenCV can decode, got {len(data):,} bytes of something else")
     return photo
+
+
+def _is_cut_off(jpeg):
+    """Goes from marker to marker: an end among the bytes of an embedded preview or after the picture is another's."""
+    position = len(_JPEG_START)
+    while marker := _JPEG_MARKER.search(jpeg, position):
+        if marker[1] == _JPEG_END:
+            return False
+        # Every other marker starts a segment, whose length counts its own two bytes.
+        position = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
+    return True
 
 
 def encode_jpeg(photo, quality=90):
@@ -67,8 +88,8 @@ def cut_out(photo, box, margin):
             f"expected a box with x1 < x2 and y1 < y2 inside the photo of {width} x {height} pixels, "
             f"got ({x1}, {y1}, {x2}, {y2})"
         )
-    left, top = max(x1 - margin, 0), max(y1 - margin, 0)
-    return photo[top : min(y2 + margin, height), left : min(x2 + margin, width)]
+    # At the far edges a slice ends by itself; a negative start would count from there.
+    return photo[max(y1 - margin, 0) : y2 + margin, max(x1 - margin, 0) : x2 + margin]
 
 
 def squash(photo, size):

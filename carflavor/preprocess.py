@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ CROP_MARGIN = 16  # pixels, as foamliu/Car-Recognition (pre_process.py) cuts the
 VALIDATION_SHARE = 0.1
 # The sample's photos are small, and its first run should be quick.
 SAMPLE_IMAGE_SIZE = 128
-_SHEET_PHOTOS = 40
+_SHEET_PHOTOS = 24
 
 _logger = logging.getLogger(__name__)
 
@@ -66,24 +66,11 @@ def preprocess(config):
         ValueError: If the source has no known layout or a photo cannot be read.
     """
     with tracking.step_run("preprocess", config):
-        source = _sample_photos() if config.source == "sample" else resolve_input(config.source, "source")
-        out = resolve_output(config.out, "out") if config.out else _default_out(config, source)
+        out, summary = write_records(config)
         mlflow.set_tag(tracking.RECORDS_TAG, str(out))
-        summary = write_records(
-            source,
-            out,
-            layout=config.layout,
-            crop=config.crop,
-            image_size=config.image_size,
-            skip_unreadable=config.skip_unreadable,
-            seed=config.seed,
-            source_name="sample" if config.source == "sample" else str(source),
-        )
         mlflow.log_metrics({name: summary[name] for name in ("photos", "skipped", "photos_per_second", "bytes")})
         mlflow.log_artifact(out / "report.json")
         mlflow.log_artifact(out / "report.html")
-        sheet = _contact_sheet(out)
-        mlflow.log_figure(sheet, "contact_sheet.png")
         _logger.info("Record files: %s", out)
     return out
 
@@ -92,7 +79,7 @@ def sample_records():
     """Returns the folder with the record files of the embedded sample, writing them on the first call."""
     out = data_home() / f"sample-{carflavor.__version__}" / "records"
     if not all((out / f"{split}.h5").is_file() for split in records.SPLITS):
-        write_records(_sample_photos(), out, image_size=SAMPLE_IMAGE_SIZE, source_name="sample")
+        write_records(PreprocessConfig(image_size=SAMPLE_IMAGE_SIZE, out=str(out)))
     return out
 
 
@@ -111,33 +98,26 @@ def _default_out(config, source):
     return data_home() / "records" / ("sample" if config.source == "sample" else f"{source.name}-{place}")
 
 
-def write_records(
-    source,
-    out,
-    layout="auto",
-    crop="both",
-    image_size=256,
-    skip_unreadable=False,
-    seed=0,
-    source_name="",
-):
+def write_records(config):
     """Writes `train.h5`, `validation.h5`, `test.h5`, `report.json` and `report.html`; no MLflow run.
 
-    All record files get their names together, when the last photo is in. Memory does not grow with their number.
+    The record files get their names together, when the last photo is in. Memory holds no more than one photo's pixels.
 
     Args:
-        source: Folder that `layouts.read_dataset` knows.
-        out: Folder to write to; made if need be.
-        layout, crop, image_size, skip_unreadable, seed: See `PreprocessConfig`.
-        source_name: How the source is called in the files' settings.
+        config: `PreprocessConfig`.
 
     Returns:
-        Dict, the content of `report.json`.
+        `Path` of the folder with the files, and the content of `report.json` as dict.
+
+    Raises:
+        ValueError: If the source has no known layout or a photo cannot be read.
     """
-    if crop not in CROP_CHOICES:
-        raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={crop!r}")
-    dataset = layouts.read_dataset(source, layout)
-    splits = dict(zip(("train", "validation"), _split(dataset.train, VALIDATION_SHARE, seed), strict=True))
+    if config.crop not in CROP_CHOICES:
+        raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={config.crop!r}")
+    source = _sample_photos() if config.source == "sample" else resolve_input(config.source, "source")
+    out = resolve_output(config.out, "out") if config.out else _default_out(config, source)
+    dataset = layouts.read_dataset(source, config.layout)
+    splits = dict(zip(("train", "validation"), _split(dataset.train, VALIDATION_SHARE, config.seed), strict=True))
     if dataset.test is not None:
         splits["test"] = dataset.test
     elif (out / "test.h5").exists():
@@ -145,36 +125,56 @@ def write_records(
     else:
         _logger.info("No labels for the test photos in %s: test.h5 is not written", source)
     settings = {
-        "source": source_name,
+        "source": "sample" if config.source == "sample" else str(source),
         "source_digest": dataset.digest,
         "crop_margin": CROP_MARGIN,
         "interpolation": "INTER_AREA",
         "validation_share": VALIDATION_SHARE,
-        "seed": seed,
+        "seed": config.seed,
     }
-    skipped = []
     started = time.perf_counter()
-    total = sum(len(photos) for photos in splits.values())
+    skipped = _write_splits(config, splits, out, dataset.class_names, settings)
+    summary = _summarise(out, splits, skipped, time.perf_counter() - started, settings)
+    _write_reports(out, summary)
+    return out, summary
+
+
+def _write_splits(config, splits, out, class_names, settings):
+    """Writes the record files; returns what was left out, a list of dicts."""
+    crops, skipped = CROP_CHOICES[config.crop], []
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(tqdm(total=total, unit=" photos", desc="preprocess", mininterval=1.0))
-        for split, photos in splits.items():
-            writer = stack.enter_context(
-                records.RecordWriter(
-                    out / f"{split}.h5", CROP_CHOICES[crop], image_size, dataset.class_names, settings
-                )
+        progress = stack.enter_context(
+            tqdm(
+                total=sum(len(photos) for photos in splits.values()),
+                unit=" photos",
+                desc="preprocess",
+                # In a log file every update is a line that stays.
+                mininterval=1.0 if sys.stderr.isatty() else 30.0,
             )
+        )
+        writers = []
+        for split, photos in splits.items():
+            writer = records.RecordWriter(out / f"{split}.h5", crops, config.image_size, class_names, settings)
+            writers.append(stack.enter_context(writer))
             for photo in photos:
                 try:
-                    writer.append(**_read_photo(photo, CROP_CHOICES[crop], image_size))
-                except ValueError as error:
-                    if not skip_unreadable:
-                        raise ValueError(f"{error}. Leave such photos out with skip_unreadable=true") from None
-                    skipped.append({"photo": photo.name, "split": split, "reason": str(error)})
+                    record = _read_photo(photo, crops, config.image_size)
+                except (ValueError, OSError) as error:
+                    reason = getattr(error, "strerror", None) or str(error)
+                    if not config.skip_unreadable:
+                        raise ValueError(
+                            f"{photo.path}: {reason}. Leave such photos out with skip_unreadable=true"
+                        ) from None
+                    skipped.append({"photo": photo.name, "split": split, "reason": reason})
+                else:
+                    writer.append(**record)
                 progress.update()
-    seconds = time.perf_counter() - started
-    summary = _summarise(out, splits, skipped, seconds, settings)
-    _write_reports(out, summary)
-    return summary
+            if not len(writer):
+                raise ValueError(f"Expected at least one readable photo for {split}.h5, got none of {len(photos):,}")
+        # Bringing gigabytes to the disk takes seconds: all of it before the first file gets its name.
+        for writer in writers:
+            writer.finish()
+    return skipped
 
 
 def _split(photos, share, seed):
@@ -191,17 +191,10 @@ def _split(photos, share, seed):
 
 
 def _read_photo(photo, crops, image_size):
-    try:
-        pixels = image.decode(photo.path.read_bytes())
-        views = {
-            "box": lambda: image.cut_out(pixels, photo.box, CROP_MARGIN),
-            "full": lambda: pixels,
-        }
-        images = {crop: image.squash(views[crop](), image_size) for crop in crops}
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{photo.name}: {error}") from None
+    pixels = image.decode(photo.path.read_bytes())
+    views = {"box": lambda: image.cut_out(pixels, photo.box, CROP_MARGIN), "full": lambda: pixels}
     return {
-        "images": images,
+        "images": {crop: image.squash(views[crop](), image_size) for crop in crops},
         "label": photo.label,
         "source": photo.name,
         "size": pixels.shape[:2],
@@ -210,12 +203,11 @@ def _read_photo(photo, crops, image_size):
 
 
 def _summarise(out, splits, skipped, seconds, settings):
-    counts, digests, size = {}, {}, 0
+    counts, size = {}, 0
     for split in splits:
         with records.RecordFile(out / f"{split}.h5") as file:
             class_names = file.class_names
             counts[split] = np.bincount(file.labels, minlength=len(class_names)).tolist()
-            digests[split] = file.digest()
             size += file.path.stat().st_size
     photos = sum(sum(values) for values in counts.values())
     return {
@@ -230,7 +222,6 @@ def _summarise(out, splits, skipped, seconds, settings):
             {"class": name, **{split: values[row] for split, values in counts.items()}}
             for row, name in enumerate(class_names)
         ],
-        "sha256": digests,
         "settings": settings,
         "skipped_photos": skipped,
     }
@@ -248,13 +239,9 @@ def _write_reports(out, summary):
         report.Section("Photos by class", table=summary["photos_by_class"]),
     ]
     report.write_report(out / "report.html", "What preprocess wrote", headline, sections)
-    _write_text(out / "report.json", json.dumps(summary, indent=2, ensure_ascii=False))
-
-
-def _write_text(path, text):
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    partial = out / f".report.json.{os.getpid()}"
+    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, out / "report.json")
 
 
 def _contact_sheet(out):
@@ -262,7 +249,7 @@ def _contact_sheet(out):
         rows = np.linspace(0, len(file) - 1, min(_SHEET_PHOTOS, len(file))).astype(int)
         photos = [file.images(file.crops[0])[row] for row in rows]
         captions = [file.class_names[file.labels[row]] for row in rows]
-    return report.photo_grid_figure(photos, captions, columns=8)
+    return report.photo_grid_figure(photos, captions, columns=6)
 
 
 def open_split(data, split, parameter="data"):

@@ -8,8 +8,11 @@ from mlflow.exceptions import MlflowException
 
 import carflavor
 from carflavor import image
+from carflavor.data.layouts import read_dataset
+from carflavor.data.records import RecordFile
+from carflavor.data.sample import write_sample
 from carflavor.image import encode_jpeg, squash
-from carflavor.preprocess import write_records
+from carflavor.preprocess import PreprocessConfig, write_records
 from carflavor.scoring import PyfuncModel, decode_base64
 
 
@@ -224,13 +227,10 @@ def test_boxes_are_checked(classifier, box, message):
 
 def test_serving_sees_the_pixels_that_preprocessing_stored(classifier, store, tmp_path):
     """The two routes from a file to the network, compared on the photos of a real dataset folder."""
-    from carflavor.data.layouts import read_dataset
-    from carflavor.data.records import RecordFile
-    from carflavor.data.sample import write_sample
-    from carflavor.preprocess import PreprocessConfig
-
     write_sample(tmp_path / "cars", train_per_class=2, test_per_class=1)
-    write_records(PreprocessConfig(crop="both", image_size=48), tmp_path / "cars", tmp_path / "records")
+    write_records(
+        PreprocessConfig(source=str(tmp_path / "cars"), out=str(tmp_path / "records"), crop="both", image_size=48)
+    )
     test = read_dataset(tmp_path / "cars").test
     served = []
     classifier = carflavor.scoring.CarClassifier(

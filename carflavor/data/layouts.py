@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 LAYOUTS = ("auto", "devkit")
 _BOX_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
@@ -92,17 +91,29 @@ def _read_devkit(source):
 def _read_annotations(path, source, folder, num_classes):
     annotations = np.atleast_1d(_load_variable(path, "annotations"))
     # By name, never by position: the files with and without `class` differ by one field.
-    missing = {"class", "fname", *_BOX_FIELDS} - set(annotations.dtype.names or ())
-    if missing:
-        raise ValueError(f"{path}: expected annotations with the fields {', '.join(sorted(missing))}, got none")
+    fields, found = (*_BOX_FIELDS, "class", "fname"), annotations.dtype.names or ()
+    if not set(fields) <= set(found):
+        raise ValueError(
+            f"{path}: expected annotations with {', '.join(fields)}, got {', '.join(found) or 'no fields'}"
+        )
+    if not annotations.size:
+        raise ValueError(f"{path}: expected at least one annotated photo, got none")
+    if not (source / folder).is_dir():
+        raise ValueError(
+            f"{source}: expected the folder {folder}/ with the photos of {path.name}, got {_listing(source)}"
+        )
     photos = []
     for row, annotation in enumerate(annotations, start=1):
-        # int() before any sum: the file's scalars are uint8 and uint16, and would wrap.
-        x1, y1, x2, y2 = (int(annotation[field]) for field in _BOX_FIELDS)
-        label = int(annotation["class"]) - 1
+        try:
+            # int() before any sum: the file's scalars are uint8 and uint16, and would wrap.
+            x1, y1, x2, y2, class_id = (int(annotation[field]) for field in fields[:-1])
+        except (TypeError, ValueError):
+            values = ", ".join(f"{field}={annotation[field]}" for field in fields[:-1])
+            raise ValueError(f"{path}, row {row}: expected numbers, got {values}") from None
+        label = class_id - 1
         file_name = str(annotation["fname"])
         if not 0 <= label < num_classes:
-            raise ValueError(f"{path}, row {row}: expected a class from 1 to {num_classes}, got {label + 1}")
+            raise ValueError(f"{path}, row {row}: expected a class from 1 to {num_classes}, got {class_id}")
         if Path(file_name).name != file_name:
             raise ValueError(f"{path}, row {row}: expected the name of a file in {folder}/, got {file_name!r}")
         # Boxes are 1-based and include their last pixel, as Matlab counts.
@@ -115,10 +126,12 @@ def _load_variable(path, name):
         raise ValueError(f"{path}: expected a file of the Stanford devkit, got nothing")
     try:
         variables = loadmat(path, squeeze_me=True)
-    except (MatReadError, ValueError, TypeError, OSError) as error:
+    # Whatever the bytes lead scipy to: an IndexError for a short text, a NotImplementedError for Matlab's 7.3 format.
+    except Exception as error:
         raise ValueError(f"{path}: expected a Matlab file, got one that scipy cannot read: {error}") from None
     if name not in variables:
-        raise ValueError(f"{path}: expected a variable {name}, got {', '.join(sorted(variables))}")
+        found = ", ".join(sorted(variable for variable in variables if not variable.startswith("__")))
+        raise ValueError(f"{path}: expected a variable {name}, got {found or 'none'}")
     return variables[name]
 
 

@@ -4,6 +4,8 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 
@@ -36,8 +38,10 @@ def resolve_input(place, parameter):
         try:
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=place)).absolute()
         except (mlflow.MlflowException, OSError) as error:
-            raise ValueError(f"{parameter}: nothing could be read from {place}: {error}") from None
-    path = _local_path(place, parameter)
+            # The first line: what follows in some of MLflow's messages is advice on settings.
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{parameter}: nothing could be read from {place}: {reason}") from None
+    path = _local_path(place, parameter, "a local path, runs:/... or models:/...")
     if path.exists():
         return path.absolute()
     if path.is_absolute():
@@ -53,23 +57,25 @@ def resolve_output(place, parameter):
     """Turns what a user names as output folder into an absolute `Path`; it need not exist.
 
     Raises:
-        ValueError: If the place is not on this machine, or is relative to a clone that MLflow will delete.
+        ValueError: If the place is a file, is not on this machine, or is relative to a clone that MLflow will delete.
     """
-    path = _local_path(place, parameter)
+    path = _local_path(place, parameter, "a local path")
     if not path.is_absolute() and _in_temporary_clone():
         raise ValueError(
             f"{parameter}: the relative path {place} would be lost with the temporary clone that the project runs "
             f'in; type it in full, for instance {parameter}="$PWD/{place}"'
         )
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{parameter}: expected a folder, got the file {path}")
     return path.absolute()
 
 
-def _local_path(place, parameter):
+def _local_path(place, parameter, expected):
     if place.startswith("file:"):
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=place))
+        return Path(url2pathname(urlsplit(place).path))
     # More than one letter before the colon: C:\photos is a path.
     if _SCHEME.match(place):
-        raise ValueError(f"{parameter}: expected a local path, runs:/... or models:/..., got {place}")
+        raise ValueError(f"{parameter}: expected {expected}, got {place}")
     return Path(place).expanduser()
 
 

@@ -11,6 +11,8 @@
 Datasets, not attributes: an attribute holds no more than 64 kB, too little for thousands of class names.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +25,6 @@ import numpy as np
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 CROPS = ("box", "full")
-_ROWS_BEFORE_WRITE = 64
 
 
 class RecordWriter:
@@ -47,28 +48,30 @@ class RecordWriter:
         self._class_names = list(class_names)
         self._settings = {"format_version": FORMAT_VERSION, **settings}
         self._rows = []
+        self._whole = None
+
+    def __len__(self):
+        return len(self._rows)
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in self.path.parent.glob(f".{self.path.name}.*.partial"):
-            left_over.unlink()
+        self._remove_left_overs()
         self._partial = self.path.parent / f".{self.path.name}.{uuid.uuid4().hex[:8]}.partial"
         self._file = h5py.File(self._partial, "w")
-        for crop in self._crops:
-            self._create(f"images/{crop}", self._shape, np.uint8, chunks=(1, *self._shape))
-        self._create("labels", (), np.int64)
-        self._create("sources", (), h5py.string_dtype())
-        self._create("sizes", (2,), np.int32)
-        self._create("boxes", (4,), np.int32)
-        self._file.create_dataset("class_names", data=self._class_names, dtype=h5py.string_dtype())
-        self._file.create_dataset("settings", data=json.dumps(self._settings), dtype=h5py.string_dtype())
+        shapes = {"shape": (0, *self._shape), "maxshape": (None, *self._shape), "chunks": (1, *self._shape)}
+        self._images = [self._file.create_dataset(f"images/{crop}", dtype=np.uint8, **shapes) for crop in self._crops]
         return self
 
-    def _create(self, name, shape, dtype, chunks=True):
-        self._file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks)
+    def _remove_left_overs(self):
+        for left_over in self.path.parent.glob(f".{self.path.name}.*.partial"):
+            # HDF5 holds a lock on a file that it writes, and the kernel drops it with the process: what is locked
+            # belongs to somebody who writes the same file at this moment.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), open(left_over, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left_over.unlink()
 
     def append(self, images, label, source, size, box):
-        """Adds one photo.
+        """Adds one photo. Its images are written at once, the rest is kept until the file is whole.
 
         Args:
             images: Dict of crop name -> uint8 RGB array of shape `(S, S, 3)`.
@@ -77,36 +80,48 @@ class RecordWriter:
             size: `(height, width)` of the original photo.
             box: `(x1, y1, x2, y2)`, 0-based half-open, in the original photo.
         """
-        self._rows.append((images, label, source, size, box))
-        if len(self._rows) == _ROWS_BEFORE_WRITE:
-            self._write_rows()
+        row = len(self._rows)
+        for crop, dataset in zip(self._crops, self._images, strict=True):
+            image = np.ascontiguousarray(images[crop])
+            if image.shape != self._shape or image.dtype != np.uint8:
+                raise ValueError(f"Expected uint8 images of shape {self._shape}. Received: {image.dtype} {image.shape}")
+            dataset.resize(row + 1, axis=0)
+            # Not dataset[row] = image, which takes twice the time: a photo is a chunk, so its bytes can go as they are.
+            dataset.id.write_direct_chunk((row, 0, 0, 0), image)
+        self._rows.append((label, source, size, box))
 
-    def _write_rows(self):
-        if not self._rows:
-            return
-        images, labels, sources, sizes, boxes = zip(*self._rows, strict=True)
-        columns = {f"images/{crop}": np.stack([row[crop] for row in images]) for crop in self._crops}
-        columns |= {"labels": labels, "sources": list(sources), "sizes": sizes, "boxes": boxes}
-        for name, values in columns.items():
-            dataset = self._file[name]
-            start = len(dataset)
-            dataset.resize(start + len(self._rows), axis=0)
-            dataset[start:] = values
-        self._rows.clear()
+    def finish(self):
+        """Brings the whole file to the disk. Its name comes at the end of the block.
+
+        Where several files belong together, each is finished before the first of the blocks ends.
+        """
+        labels, sources, sizes, boxes = zip(*self._rows, strict=True) if self._rows else ((), (), (), ())
+        strings = h5py.string_dtype()
+        self._file.create_dataset("labels", data=np.array(labels, np.int64))
+        self._file.create_dataset("class_names", data=self._class_names, dtype=strings)
+        self._file.create_dataset("sources", data=list(sources), dtype=strings)
+        self._file.create_dataset("sizes", data=np.array(sizes, np.int32).reshape(-1, 2))
+        self._file.create_dataset("boxes", data=np.array(boxes, np.int32).reshape(-1, 4))
+        self._file.create_dataset("settings", data=json.dumps(self._settings), dtype=strings)
+        self._file.close()
+        # HDF5's lock is gone; this one holds until the file has its name.
+        self._whole = open(self._partial, "rb")
+        fcntl.flock(self._whole, fcntl.LOCK_EX)
+        os.fsync(self._whole.fileno())
 
     def __exit__(self, error_type, error, traceback):
         try:
             if error_type is None:
-                self._write_rows()
-                self._file.flush()
+                if self._whole is None:
+                    self.finish()
+                os.replace(self._partial, self.path)
         finally:
-            self._file.close()
-            if error_type is not None:
-                self._partial.unlink()
-        if error_type is None:
-            with open(self._partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self._partial, self.path)
+            # Both are still there only after an error. On a full disk closing fails too, and would hide it.
+            self._partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError, RuntimeError):
+                self._file.close()
+            if self._whole is not None:
+                self._whole.close()
 
 
 class RecordFile:
@@ -135,7 +150,7 @@ class RecordFile:
             raise ValueError(f"{self.path}: expected a record file as preprocess writes it, got: {error}") from None
         try:
             self._read_header()
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
             self._file.close()
             raise ValueError(f"{self.path}: expected a record file as preprocess writes it, got: {error}") from None
 
@@ -152,10 +167,15 @@ class RecordFile:
         if not self.crops:
             raise ValueError("neither images/box nor images/full")
         rows = len(self.labels)
+        lengths = {name: len(getattr(self, name)) for name in ("sources", "sizes", "boxes")}
+        if set(lengths.values()) != {rows}:
+            raise ValueError(f"{rows} labels beside {lengths}")
         for crop in self.crops:
-            shape = self._file[f"images/{crop}"].shape
+            shape, dtype = self._file[f"images/{crop}"].shape, self._file[f"images/{crop}"].dtype
             if len(shape) != 4 or shape[0] != rows or shape[1] != shape[2] or shape[3] != 3:
                 raise ValueError(f"images/{crop} of shape {shape} beside {rows} labels")
+            if dtype != np.uint8:
+                raise ValueError(f"images/{crop} of {dtype}, not uint8")
             self.image_size = shape[1]
         if rows and not (0 <= self.labels.min() and self.labels.max() < len(self.class_names)):
             raise ValueError(

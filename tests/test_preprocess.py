@@ -1,0 +1,373 @@
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_layouts import write_annotations, write_devkit
+
+import carflavor
+from carflavor.data import sample
+from carflavor.data.records import RecordFile
+from carflavor.preprocess import PreprocessConfig, open_split, preprocess, sample_records, write_records
+
+ROOT = Path(carflavor.__file__).parents[1]
+RED, BLUE, GREY = (255, 0, 0), (0, 0, 255), (120, 120, 120)
+HOSTILE = "<b>Ram</b> C/V"
+
+
+def write_photo(path, left, right):
+    """Writes a photo of 60 x 40 pixels, exact: its left half of one colour, its right of another."""
+    halves = np.array([[left] * 30 + [right] * 30] * 40, np.uint8)
+    path.write_bytes(cv2.imencode(".png", halves[..., ::-1])[1].tobytes())
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    """Two classes with two training photos each and a test photo. The car is in the right third, the rest is ground."""
+    box = (np.uint8(41), np.uint8(1), np.uint8(60), np.uint8(40))
+    train = [(*box, np.uint8(class_id), f"{number}.jpg") for number, class_id in enumerate((1, 2, 1, 2), start=1)]
+    write_devkit(tmp_path / "cars", [HOSTILE, "Škoda"], train, [(*box, np.uint8(2), "1.jpg")])
+    for number in range(1, 5):
+        write_photo(tmp_path / "cars" / "cars_train" / f"{number}.jpg", RED, BLUE)
+    write_photo(tmp_path / "cars" / "cars_test" / "1.jpg", GREY, BLUE)
+    return tmp_path / "cars"
+
+
+@pytest.fixture(scope="module")
+def tiny_sample(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "cars"
+    sample.write_sample(folder, train_per_class=4, test_per_class=2)
+    return folder
+
+
+def write(source, out, **options):
+    """Returns the content of the report."""
+    return write_records(PreprocessConfig(source=str(source), out=str(out), **options))[1]
+
+
+def digests(folder):
+    found = {}
+    for path in sorted(folder.glob("*.h5")):
+        with RecordFile(path) as file:
+            found[path.name] = file.digest()
+    return found
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_sample_in_devkit_layout(tiny_sample, tmp_path):
+    summary = write(tiny_sample, tmp_path, image_size=32)
+    assert names(tmp_path) == ["report.html", "report.json", "test.h5", "train.h5", "validation.h5"]
+    # Every class is in every split.
+    for split, count in (("train", 3), ("validation", 1), ("test", 2)):
+        with RecordFile(tmp_path / f"{split}.h5") as file:
+            assert np.bincount(file.labels).tolist() == [count] * 8
+            assert file.images("box").shape == file.images("full").shape == (8 * count, 32, 32, 3)
+    assert summary["photos_by_split"] == {"train": 24, "validation": 8, "test": 16}
+    assert summary["photos_by_class"][7] == {
+        "class": "Škvara Citron Coupé 2010",
+        "train": 3,
+        "validation": 1,
+        "test": 2,
+    }
+
+
+@pytest.mark.parametrize(("crop", "crops"), [("box", ("box",)), ("full", ("full",)), ("both", ("box", "full"))])
+def test_literal_records(devkit, tmp_path, crop, crops):
+    out = tmp_path / "out"
+    write(devkit, out, crop=crop, image_size=4)
+    rows = {}
+    for split in ("train", "validation"):
+        with RecordFile(out / f"{split}.h5") as file:
+            assert file.crops == crops
+            assert sorted(file.labels.tolist()) == [0, 1]
+            rows |= dict(zip(file.sources, file.labels.tolist(), strict=True))
+    assert rows == {"cars_train/1.jpg": 0, "cars_train/2.jpg": 1, "cars_train/3.jpg": 0, "cars_train/4.jpg": 1}
+    with RecordFile(out / "test.h5") as file:
+        assert file.class_names == [HOSTILE, "Škoda"]
+        assert (file.labels.tolist(), file.sources) == ([1], ["cars_test/1.jpg"])
+        assert file.sizes.tolist() == [[40, 60]]
+        assert file.boxes.tolist() == [[40, 0, 60, 40]]
+        assert file.settings["crop_margin"] == 16
+        assert file.settings["source"] == str(devkit)
+        # The box and its margin are the columns 24 to 59: of the first nine of 36, six are grey and three blue.
+        pixels = {"box": [[80, 80, 165], BLUE, BLUE, BLUE], "full": [GREY, GREY, BLUE, BLUE]}
+        for name in crops:
+            np.testing.assert_array_equal(file.images(name)[0], [pixels[name]] * 4)
+
+
+def test_same_seed_same_files(tiny_sample, tmp_path):
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        write(tiny_sample, tmp_path / name, crop="full", image_size=16, seed=seed)
+    assert digests(tmp_path / "one") == digests(tmp_path / "same")
+    sources = {}
+    for name in ("one", "other"):
+        for split in ("train", "validation"):
+            with RecordFile(tmp_path / name / f"{split}.h5") as file:
+                sources[name, split] = set(file.sources)
+    assert sources["one", "validation"] != sources["other", "validation"]
+    assert sources["one", "train"] | sources["one", "validation"] == {f"cars_train/{n:05d}.jpg" for n in range(1, 33)}
+    assert not sources["one", "train"] & sources["one", "validation"]
+
+
+def test_validation_takes_a_tenth_of_each_class(devkit, tmp_path):
+    # 20 photos, 2 and 1: the last class cannot give one away.
+    rows = [(41, 1, 60, 40, class_id, "1.jpg") for class_id in [1] * 20 + [2] * 2 + [3]]
+    write_devkit(tmp_path / "more", ["a", "b", "c"], rows)
+    write_photo(tmp_path / "more" / "cars_train" / "1.jpg", RED, BLUE)
+    summary = write(tmp_path / "more", tmp_path / "out", image_size=4)
+    assert summary["photos_by_class"] == [
+        {"class": "a", "train": 18, "validation": 2},
+        {"class": "b", "train": 1, "validation": 1},
+        {"class": "c", "train": 1, "validation": 0},
+    ]
+
+
+def test_no_labels_for_the_test_photos(devkit, tmp_path, caplog):
+    (devkit / "devkit" / "cars_test_annos_withlabels.mat").unlink()
+    with caplog.at_level(logging.INFO, "carflavor"):
+        write(devkit, tmp_path / "out", image_size=4)
+    assert names(tmp_path / "out") == ["report.html", "report.json", "train.h5", "validation.h5"]
+    assert caplog.messages == [f"No labels for the test photos in {devkit}: test.h5 is not written"]
+
+
+def test_another_test_split_is_not_left_beside_new_files(devkit, tmp_path):
+    out = tmp_path / "out"
+    write(devkit, out, image_size=4)
+    before = digests(out)
+    (devkit / "devkit" / "cars_test_annos_withlabels.mat").unlink()
+    with pytest.raises(ValueError) as error:
+        write(devkit, out, image_size=4, seed=1)
+    assert (
+        str(error.value) == f"{out}: expected a folder without test.h5, for {devkit} has no labels for its test photos"
+    )
+    assert digests(out) == before
+
+
+def cut_off(path):
+    path.write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
+    return "expected a whole JPEG, got 10 bytes of one that was cut off"
+
+
+def remove(path):
+    path.unlink()
+    return "No such file or directory"
+
+
+def shrink(path):
+    path.write_bytes(cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
+    return "expected a box with x1 < x2 and y1 < y2 inside the photo of 9 x 9 pixels, got (40, 0, 60, 40)"
+
+
+@pytest.mark.parametrize("spoil", [cut_off, remove, shrink])
+def test_an_unreadable_photo_stops_the_run(devkit, tmp_path, spoil):
+    photo = devkit / "cars_test" / "1.jpg"
+    reason = spoil(photo)
+    with pytest.raises(ValueError) as error:
+        write(devkit, tmp_path / "out", image_size=4)
+    assert str(error.value) == f"{photo}: {reason}. Leave such photos out with skip_unreadable=true"
+    assert names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("spoil", [cut_off, remove, shrink])
+def test_unreadable_photos_are_left_out_and_listed(tiny_sample, devkit, tmp_path, spoil):
+    write_annotations(
+        devkit / "devkit" / "cars_test_annos_withlabels.mat",
+        [(41, 1, 60, 40, 2, "1.jpg"), (41, 1, 60, 40, 1, "<i>.jpg")],
+    )
+    write_photo(devkit / "cars_test" / "<i>.jpg", RED, BLUE)
+    reason = spoil(devkit / "cars_test" / "<i>.jpg")
+    out = tmp_path / "out"
+    summary = write(devkit, out, image_size=4, skip_unreadable=True)
+    assert (summary["photos"], summary["skipped"]) == (5, 1)
+    assert json.loads((out / "report.json").read_text("utf-8")) == summary
+    assert summary["skipped_photos"] == [{"photo": "cars_test/<i>.jpg", "split": "test", "reason": reason}]
+    with RecordFile(out / "test.h5") as file:
+        assert file.sources == ["cars_test/1.jpg"]
+    page = (out / "report.html").read_text("utf-8")
+    assert "cars_test/&lt;i&gt;.jpg" in page
+    assert "&lt;b&gt;Ram&lt;/b&gt; C/V" in page
+    assert not re.search(r"<[ib]>", page)
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_file(devkit, tmp_path, monkeypatch):
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    calls = []
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left on device"):
+        write(devkit, tmp_path / "out", image_size=4)
+    assert names(tmp_path / "out") == []
+
+
+def test_a_split_without_a_readable_photo_is_refused(devkit, tmp_path):
+    remove(devkit / "cars_test" / "1.jpg")
+    with pytest.raises(ValueError, match="^Expected at least one readable photo for test.h5, got none of 1$"):
+        write(devkit, tmp_path / "out", image_size=4, skip_unreadable=True)
+    assert names(tmp_path / "out") == []
+
+
+def test_an_unknown_crop_is_refused(devkit, tmp_path):
+    with pytest.raises(ValueError, match="^Expected crop to be one of box, full, both. Received: crop='mixed'$"):
+        write(devkit, tmp_path / "out", crop="mixed")
+
+
+def test_files_have_the_mode_of_the_umask(devkit, tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(devkit, tmp_path / "out", image_size=4)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").iterdir()} == {
+        "report.html": "0o640",
+        "report.json": "0o640",
+        "test.h5": "0o640",
+        "train.h5": "0o640",
+        "validation.h5": "0o640",
+    }
+
+
+def test_the_run_tells_what_was_written(devkit, tmp_path, store):
+    out = preprocess(PreprocessConfig(source=str(devkit), image_size=4, out=str(tmp_path / "out")))
+    assert out == tmp_path / "out"
+    (run,) = store.search_runs(["0"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["carflavor.records"] == str(out)
+    assert run.data.metrics["photos"] == 5
+    assert run.data.metrics["skipped"] == 0
+    assert run.data.metrics["bytes"] == sum(path.stat().st_size for path in out.glob("*.h5"))
+    artifacts = [artifact.path for artifact in store.list_artifacts(run.info.run_id)]
+    assert sorted(artifacts) == ["config.json", "report.html", "report.json"]
+
+
+def test_two_folders_of_one_name_do_not_share_their_files(devkit, tmp_path, store):
+    other = tmp_path / "other" / "cars"
+    other.parent.mkdir()
+    devkit.rename(other)
+    write_devkit(devkit, ["a"], [(41, 1, 60, 40, 1, "1.jpg")] * 2)
+    write_photo(devkit / "cars_train" / "1.jpg", RED, BLUE)
+    folders = [preprocess(PreprocessConfig(source=str(source), image_size=4)) for source in (devkit, other)]
+    assert folders[0] != folders[1]
+    assert {folder.parent for folder in folders} == {tmp_path / "home" / "records"}
+    with open_split(str(folders[0]), "train") as file:
+        assert file.class_names == ["a"]
+
+
+def test_an_out_that_is_a_file_fails_the_run(devkit, tmp_path, store):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match=f"^out: expected a folder, got the file {tmp_path}/out$"):
+        preprocess(PreprocessConfig(source=str(devkit), out=str(tmp_path / "out")))
+    assert (tmp_path / "out").read_text() == "mine"
+    assert [run.info.status for run in store.search_runs(["0"])] == ["FAILED"]
+
+
+@pytest.fixture
+def stuck(devkit, clean_environment):
+    """Starts Python code that preprocesses the devkit, and returns once it waits for the last photo."""
+    pipe = devkit / "cars_test" / "1.jpg"
+    pipe.unlink()
+    os.mkfifo(pipe)
+
+    def start(*arguments, **environment):
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**clean_environment, "PYTHONPATH": str(ROOT), **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                # Refused until somebody reads: the process then waits for photo bytes that never come.
+                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                time.sleep(0.05)
+            else:
+                writers.append(writer)
+                return process
+        process.kill()
+        raise AssertionError(process.communicate()[1])
+
+    writers = []
+    yield start
+    for writer in writers:
+        os.close(writer)
+
+
+def test_a_killed_run_leaves_no_file_under_its_name(devkit, tmp_path, stuck):
+    out = tmp_path / "out"
+    code = """
+import sys
+from carflavor.preprocess import PreprocessConfig, write_records
+write_records(PreprocessConfig(source=sys.argv[1], out=sys.argv[2], image_size=16))
+"""
+    process = stuck("-c", code, str(devkit), str(out))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = names(out)
+    assert [re.sub(r"\.[0-9a-f]{8}\.", ".*.", name) for name in left] == [
+        ".test.h5.*.partial",
+        ".train.h5.*.partial",
+        ".validation.h5.*.partial",
+    ]
+    (devkit / "cars_test" / "1.jpg").unlink()
+    write_photo(devkit / "cars_test" / "1.jpg", GREY, BLUE)
+    write(devkit, out, image_size=4)
+    assert names(out) == ["report.html", "report.json", "test.h5", "train.h5", "validation.h5"]
+
+
+def test_ctrl_c_ends_the_run_as_killed(devkit, tmp_path, stuck, store):
+    arguments = [
+        "entrypoints/preprocess.py",
+        "--source",
+        str(devkit),
+        "--image-size",
+        "16",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = stuck(*arguments, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert names(tmp_path / "out") == []
+    assert [run.info.status for run in store.search_runs(["0"])] == ["KILLED"]
+
+
+def test_sample_records_are_written_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("CARFLAVOR_HOME", str(tmp_path))
+    write_sample = sample.write_sample
+    monkeypatch.setattr(
+        sample, "write_sample", lambda folder: write_sample(folder, train_per_class=2, test_per_class=1)
+    )
+    with open_split("sample", "validation") as file:
+        assert file.image_size == 128
+        assert file.settings["source"] == "sample"
+        assert len(file) == 8
+    written = {path.name: path.stat().st_mtime_ns for path in sample_records().iterdir()}
+    assert written == {path.name: path.stat().st_mtime_ns for path in sample_records().iterdir()}
+    # One of the files is gone: all are written again.
+    (sample_records() / "test.h5").unlink()
+    with open_split("sample", "test") as file:
+        assert len(file) == 8
+
+
+def test_a_folder_without_the_split_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"^data: expected {tmp_path}/test.h5, which preprocess writes, got nothing$"):
+        open_split(str(tmp_path), "test")
