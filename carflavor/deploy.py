@@ -19,7 +19,7 @@ import mlflow
 
 from carflavor import tracking
 from carflavor.data import sample
-from carflavor.data.locations import data_home
+from carflavor.data.locations import data_home, resolve_model
 from carflavor.scoring import BOX_COLUMNS
 
 TARGETS = ("local", "docker", "server", "azureml")
@@ -64,7 +64,7 @@ def deploy(config):
             raise ValueError(f"target={config.target} is not there yet. So far there is target=local")
         port = _free_port(config.port)
         url = f"http://{_HOST}:{port}"
-        with _serving(config.model, port) as server:
+        with _serving(resolve_model(config.model), port) as server:
             _wait_until_healthy(server, url)
             photo, box, class_name = sample.example_photo()
             answer = _ask(url, photo, box)

@@ -1,5 +1,6 @@
 """Measures a packed model on the test photos and says where it errs."""
 
+import contextlib
 import io
 import logging
 from dataclasses import asdict, dataclass
@@ -7,11 +8,12 @@ from dataclasses import asdict, dataclass
 import mlflow
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 import carflavor
 from carflavor import report, tracking
+from carflavor.data.locations import resolve_model
 from carflavor.preprocess import open_split
+from carflavor.progress import progress_bar
 
 TOP_K = 5
 _CONFUSED_PAIRS = 10
@@ -64,8 +66,10 @@ def evaluate(config):
     Raises:
         ValueError: If there is no test file, or its classes are not those of the model.
     """
-    with tracking.step_run("evaluate", config), open_split(config.data, "test") as test:
-        classifier = carflavor.load_model(config.model)
+    with tracking.step_run("evaluate", config), contextlib.ExitStack() as stack:
+        # The model first: where there is none, the sample need not be drawn to say so.
+        classifier = carflavor.load_model(resolve_model(config.model))
+        test = stack.enter_context(open_split(config.data, "test"))
         if test.class_names != classifier.class_names:
             raise ValueError(
                 f"{test.path}: expected the {len(classifier.class_names)} classes of the model, "
@@ -102,7 +106,7 @@ def predict_split(classifier, records, crop):
     """Returns the float32 probabilities (N, C) of all photos of a record file, in its order."""
     images = records.images(crop)
     parts = []
-    with tqdm(total=len(records), unit=" photos", desc=f"evaluate {crop}", mininterval=1.0) as progress:
+    with progress_bar(f"evaluate {crop}", len(records)) as progress:
         for start in range(0, len(records), _ROWS_AT_ONCE):
             photos = images[start : start + _ROWS_AT_ONCE]
             parts.append(classifier.predict_probabilities(list(photos)))

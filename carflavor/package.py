@@ -10,6 +10,7 @@ import mlflow
 import carflavor
 from carflavor import tracking
 from carflavor.data import sample
+from carflavor.data.locations import resolve_model
 
 _ALIAS = re.compile(r"[A-Za-z][\w-]*")
 
@@ -52,9 +53,9 @@ def package(config):
             raise ValueError(
                 f"Expected register_as to be a name without / and :. Received: register_as={config.register_as!r}"
             )
+        uri = resolve_model(config.model)
         photo, box, _ = sample.example_photo()
-        carflavor.load_model(config.model).predict([photo], [box])
-        uri = config.model
+        carflavor.load_model(uri).predict([photo], [box])
         if Path(uri).is_dir():
             # The registry refers to a place that lasts: a folder of the user's becomes an artifact of this run.
             mlflow.log_artifacts(uri, "model")

@@ -5,19 +5,18 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
-from tqdm import tqdm
 
 import carflavor
 from carflavor import image, report, tracking
 from carflavor.data import layouts, records, sample
 from carflavor.data.locations import data_home, resolve_input, resolve_output
+from carflavor.progress import progress_bar
 
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "both": ("box", "full")}
 CROP_MARGIN = 16  # pixels, as foamliu/Car-Recognition (pre_process.py) cuts the cars
@@ -114,8 +113,9 @@ def write_records(config):
     """
     if config.crop not in CROP_CHOICES:
         raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={config.crop!r}")
+    out = resolve_output(config.out, "out") if config.out else None
     source = _sample_photos() if config.source == "sample" else resolve_input(config.source, "source")
-    out = resolve_output(config.out, "out") if config.out else _default_out(config, source)
+    out = out or _default_out(config, source)
     dataset = layouts.read_dataset(source, config.layout)
     splits = dict(zip(("train", "validation"), _split(dataset.train, VALIDATION_SHARE, config.seed), strict=True))
     if dataset.test is not None:
@@ -143,15 +143,8 @@ def _write_splits(config, splits, out, class_names, settings):
     """Writes the record files; returns what was left out, a list of dicts."""
     crops, skipped = CROP_CHOICES[config.crop], []
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(
-            tqdm(
-                total=sum(len(photos) for photos in splits.values()),
-                unit=" photos",
-                desc="preprocess",
-                # In a log file every update is a line that stays.
-                mininterval=1.0 if sys.stderr.isatty() else 30.0,
-            )
-        )
+        total = sum(len(photos) for photos in splits.values())
+        progress = stack.enter_context(progress_bar("preprocess", total))
         writers = []
         for split, photos in splits.items():
             writer = records.RecordWriter(out / f"{split}.h5", crops, config.image_size, class_names, settings)

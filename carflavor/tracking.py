@@ -57,7 +57,8 @@ def step_run(step, config):
     Yields:
         `StepRun`.
     """
-    started_by_mlflow_run = "MLFLOW_RUN_ID" in os.environ
+    # Asked now: a process whose parent has gone gets another one.
+    mlflow_run = os.getppid() if "MLFLOW_RUN_ID" in os.environ else None
     with _signals_as_keyboard_interrupt():
         run = StepRun(mlflow.start_run(run_name=step).info.run_id)
         try:
@@ -67,8 +68,8 @@ def step_run(step, config):
         except KeyboardInterrupt:
             # First of all, before what may take long.
             mlflow.MlflowClient().set_terminated(run.run_id, "KILLED")
-            if started_by_mlflow_run:
-                _mark_killed_after_parent(run.run_id)
+            if mlflow_run is not None:
+                _mark_killed_after(mlflow_run, run.run_id)
             run._interrupted()
             mlflow.end_run("KILLED")
             raise
@@ -79,12 +80,12 @@ def step_run(step, config):
         mlflow.end_run()
 
 
-def _mark_killed_after_parent(run_id):
+def _mark_killed_after(process_id, run_id):
     # `mlflow run` means to leave a run alone that has ended already, but compares a text with numbers
     # (RunStatus.is_terminated in mlflow.projects._maybe_set_run_terminated) and writes FAILED over our KILLED once
     # this process is gone. So a process of its own, out of Ctrl-C's reach, waits for that and has the last word.
     subprocess.Popen(
-        [sys.executable, "-m", "carflavor.tracking", run_id, str(os.getppid())],
+        [sys.executable, "-m", "carflavor.tracking", run_id, str(process_id)],
         env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass
 
@@ -11,7 +12,6 @@ import mlflow
 import numpy as np
 from keras import layers, ops
 from mlflow.keras import MlflowCallback
-from tqdm import tqdm
 
 import carflavor
 from carflavor import report, tracking
@@ -19,6 +19,7 @@ from carflavor.data.locations import data_home
 from carflavor.image import squash
 from carflavor.networks import NETWORKS
 from carflavor.preprocess import open_split
+from carflavor.progress import progress_bar
 
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "mixed": ("box", "full")}
 # Share of the stored side that a random crop keeps: 224 of 256, the usual pair since Krizhevsky et al., 2012.
@@ -311,7 +312,7 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, photos, epochs):
         super().__init__()
         self._photos = photos
-        self._bar = tqdm(total=photos * epochs, unit=" photos", desc="train", mininterval=5.0)
+        self._bar = progress_bar("train", photos * epochs)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -331,7 +332,9 @@ class Progress(keras.callbacks.Callback):
         self._bar.write(
             f"epoch {epoch + 1}/{self.params['epochs']}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.3f}, "
             f"validation loss {logs['val_loss']:.3f}, validation accuracy {logs['val_accuracy']:.3f}, "
-            f"{logs['photos_per_second']:.0f} photos/s"
+            f"{logs['photos_per_second']:.0f} photos/s",
+            # Beside the bar. Standard output waits in a buffer where it is no terminal.
+            file=sys.stderr,
         )
 
     def on_train_end(self, logs=None):

@@ -261,5 +261,6 @@ def test_deploy_refuses_targets_that_are_not_there_yet(store, packed_model, targ
 
 
 def test_deploy_says_when_the_server_does_not_come_up(store, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="The server ended with exit code 1 before it was healthy"):
-        deploy(DeployConfig(str(tmp_path / "no-model"), port=0, keep=False))
+        deploy(DeployConfig(str(tmp_path / "empty"), port=0, keep=False))

@@ -53,6 +53,22 @@ def resolve_input(place, parameter):
     )
 
 
+def resolve_model(place, parameter="model"):
+    """Turns what a user names as model into the URI that MLflow loads and registers it by.
+
+    Args:
+        place: `runs:/...`, `models:/...`, or a model directory.
+        parameter: What the user calls it, for the error's first word.
+
+    Returns:
+        The URI as it is, or the absolute path of the directory as str.
+
+    Raises:
+        ValueError: If a directory is named that is not there.
+    """
+    return place if place.startswith(_MLFLOW_SCHEMES) else str(resolve_input(place, parameter))
+
+
 def resolve_output(place, parameter):
     """Turns what a user names as output folder into an absolute `Path`; it need not exist.
 
@@ -83,4 +99,6 @@ def _in_temporary_clone():
     # `mlflow run <git url>` clones into tempfile.mkdtemp() and leaves no other sign: its tags are those of a local
     # clone that has a remote.
     folder = Path.cwd()
-    return folder.parent == Path(tempfile.gettempdir()) and re.fullmatch(r"tmp[a-z0-9_]{8}", folder.name) is not None
+    # resolve(): where the temporary folder is a link, as on macOS, the current folder is not written through it.
+    in_temporary_folder = folder.parent == Path(tempfile.gettempdir()).resolve()
+    return in_temporary_folder and re.fullmatch(r"tmp[a-z0-9_]{8}", folder.name) is not None
