@@ -129,7 +129,10 @@ def _wait_until_healthy(server, url):
 
 
 def _ask(url, photo, box):
-    body = {"inputs": [{"image": base64.b64encode(photo).decode(), **dict(zip(BOX_COLUMNS, box, strict=True))}]}
+    # Of the request forms, MLflow repeats the whole photo in its error message for `inputs`, and not for this one.
+    body = {
+        "dataframe_records": [{"image": base64.b64encode(photo).decode(), **dict(zip(BOX_COLUMNS, box, strict=True))}]
+    }
     request = urllib.request.Request(
         f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -153,7 +156,7 @@ def _curl_line(url, photo, box):
     corners = "".join(f', "{name}": {value}' for name, value in zip(BOX_COLUMNS, box, strict=True))
     # Through a pipe: as an argument, a photo of more than 96 kB is longer than Linux allows.
     return (
-        f"""(printf '{{"inputs": [{{"image": "'; base64 < {shlex.quote(str(path))} | tr -d '\\n'; """
+        f"""(printf '{{"dataframe_records": [{{"image": "'; base64 < {shlex.quote(str(path))} | tr -d '\\n'; """
         f"""printf '"{corners}}}]}}') | """
         f"curl -s -H 'Content-Type: application/json' --data-binary @- {url}/invocations"
     )

@@ -75,6 +75,16 @@ def evaluate(config):
                 f"{test.path}: expected the {len(classifier.class_names)} classes of the model, "
                 f"got {len(test.class_names)} that are not the same in the same order"
             )
+        made = {"image_size": test.image_size, "crop_margin": test.settings["crop_margin"]}
+        trained = {"image_size": classifier.image_size, "crop_margin": classifier.crop_margin}
+        if made != trained:
+            _logger.warning(
+                "%s was made with %s, the photos that the model learned from with %s: served, the model sees other "
+                "pixels than these",
+                test.path,
+                made,
+                trained,
+            )
         if not len(test):
             raise ValueError(f"{test.path}: expected test photos, got none")
         mlflow.set_tags({tracking.DATA_TAG: test.settings["source"], tracking.MODEL_TAG: config.model})

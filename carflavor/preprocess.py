@@ -125,7 +125,8 @@ def write_records(config):
     else:
         _logger.info("No labels for the test photos in %s: test.h5 is not written", source)
     settings = {
-        "source": "sample" if config.source == "sample" else str(source),
+        # The name alone: the same photos in another place are the same data.
+        "source": "sample" if config.source == "sample" else source.name,
         "source_digest": dataset.digest,
         "crop_margin": CROP_MARGIN,
         "interpolation": "INTER_AREA",

@@ -143,7 +143,7 @@ class PyfuncModel:
 
         Args:
             model_input: `pandas.DataFrame` with the column `image` (base64 string; in-process also bytes, uint8 RGB
-                array or `pathlib.Path`) and optional columns `x1`, `y1`, `x2`, `y2`; or a list of such images.
+                array or `pathlib.Path`) and optional columns `x1`, `y1`, `x2`, `y2`.
             params: Optional dict with `top_k`, `min_prob`, `on_error`.
 
         Returns:
@@ -153,7 +153,7 @@ class PyfuncModel:
             MlflowException: INVALID_PARAMETER_VALUE, which the scoring server answers with 400 and the message.
         """
         try:
-            frame = _as_frame(model_input)
+            frame = _check_frame(model_input)
             boxes = frame[BOX_COLUMNS].to_numpy(object) if set(BOX_COLUMNS) <= set(frame.columns) else None
             photos = [_Base64(value) if isinstance(value, str) else value for value in frame["image"]]
             answer = self.classifier.predict(photos, boxes, **(params or {}))
@@ -195,21 +195,22 @@ def decode_base64(text):
         raise ValueError("expected a photo in base64, got a text that is no base64") from None
 
 
-def _as_frame(model_input):
-    if isinstance(model_input, pd.DataFrame):
-        if "image" not in model_input.columns:
-            raise ValueError(f"expected a column image, got {', '.join(map(str, model_input.columns)) or 'none'}")
-        boxes_given = [name for name in BOX_COLUMNS if name in model_input.columns]
-        if boxes_given and boxes_given != BOX_COLUMNS:
-            raise ValueError(f"expected all of x1, y1, x2, y2 or none, got {', '.join(boxes_given)}")
-        return model_input
-    if isinstance(model_input, (list, tuple, pd.Series)):
-        return pd.DataFrame({"image": pd.Series(list(model_input), dtype=object)})
-    raise ValueError(f"expected a DataFrame or a list of photos, got {type(model_input).__name__}")
+def _check_frame(frame):
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(f"expected a DataFrame with the column image, got {type(frame).__name__}")
+    if "image" not in frame.columns:
+        raise ValueError(f"expected a column image, got {', '.join(map(str, frame.columns)) or 'none'}")
+    boxes_given = [name for name in BOX_COLUMNS if name in frame.columns]
+    if boxes_given and boxes_given != BOX_COLUMNS:
+        raise ValueError(f"expected all of x1, y1, x2, y2 or none, got {', '.join(boxes_given)}")
+    return frame
 
 
 def _read(photo):
     if isinstance(photo, _Base64):
+        if photo in ("None", "nan"):
+            # As which MLflow hands on the null of an `inputs` body; no photo has so short a text.
+            raise ValueError("expected a photo, got null")
         return image.decode(decode_base64(photo))
     if isinstance(photo, (bytes, bytearray, memoryview)):
         return image.decode(bytes(photo))

@@ -1,6 +1,7 @@
 """How a step becomes an MLflow run: it joins the run that `mlflow run` opened, or opens one, and ends it truthfully."""
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -18,6 +19,7 @@ RECORDS_TAG = "carflavor.records"  # the folder that holds the record files of a
 DATA_TAG = "carflavor.data"  # what a run learned from or was measured on
 MODEL_TAG = "carflavor.model"  # URI of the model that a run was about
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SECONDS_FOR_PARENT = 600  # what a step may take to keep its best checkpoint
 
 _logger = logging.getLogger(__name__)
@@ -32,15 +34,18 @@ class StepRun:
 
     def __init__(self, run_id):
         self.run_id = run_id
-        self._on_interrupt = []
+        self._on_early_end = []
 
-    def on_interrupt(self, function):
-        """Has `function()` called when the step is interrupted, after the run is KILLED and before the step ends."""
-        self._on_interrupt.append(function)
+    def on_early_end(self, function):
+        """Has `function()` called when the step fails or is interrupted, to keep what is worth keeping."""
+        self._on_early_end.append(function)
 
-    def _interrupted(self):
-        for function in self._on_interrupt:
-            function()
+    def _end_early(self, status):
+        try:
+            for function in self._on_early_end:
+                function()
+        finally:
+            mlflow.end_run(status)
 
 
 @contextlib.contextmanager
@@ -59,6 +64,9 @@ def step_run(step, config):
     """
     # Asked now: a process whose parent has gone gets another one.
     mlflow_run = os.getppid() if "MLFLOW_RUN_ID" in os.environ else None
+    if mlflow_run is not None and sys.platform == "linux":
+        # Whoever stops a job may stop `mlflow run` alone, which tells its step nothing. The kernel does.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     with _signals_as_keyboard_interrupt():
         run = StepRun(mlflow.start_run(run_name=step).info.run_id)
         try:
@@ -70,12 +78,11 @@ def step_run(step, config):
             mlflow.MlflowClient().set_terminated(run.run_id, "KILLED")
             if mlflow_run is not None:
                 _mark_killed_after(mlflow_run, run.run_id)
-            run._interrupted()
-            mlflow.end_run("KILLED")
+            run._end_early("KILLED")
             raise
         except BaseException:
             mlflow.log_text(traceback.format_exc(), "error.txt")
-            mlflow.end_run("FAILED")
+            run._end_early("FAILED")
             raise
         mlflow.end_run()
 

@@ -82,12 +82,13 @@ def train(config):
 
             best = BestNetwork(network, data_home() / "checkpoints" / run.run_id / "best.keras")
             packed = _pack_arguments(config, training)
-            run.on_interrupt(lambda: _keep_checkpoint(run.run_id, best, packed))
+            run.on_early_end(lambda: _keep_checkpoint(run.run_id, best, packed))
             history = model.fit(
                 training_batches,
                 validation_data=validation_batches,
                 epochs=config.epochs,
-                callbacks=[Progress(len(training), config.epochs), best, EpochMetrics()],
+                # In this order: an epoch is said to be over when its network is kept.
+                callbacks=[best, Progress(len(training), config.epochs), EpochMetrics()],
                 verbose=0,
             )
             mlflow.log_figure(report.curves_figure(history.history), "curves.png")
@@ -352,7 +353,7 @@ def _pack_arguments(config, training):
 
 def _keep_checkpoint(run_id, best, packed):
     if best.epoch is None:
-        _logger.warning("Interrupted before the first epoch ended: there is no model to keep")
+        _logger.warning("No epoch came to its end: there is no model to keep")
         return
     folder = best.path.parent / "model"
     packed["training"] |= {"best_epoch": best.epoch + 1, "validation_accuracy": best.accuracy}

@@ -176,6 +176,7 @@ def test_pyfunc_boxes_may_be_missing_in_some_rows(pyfunc, classifier, jpegs):
     [
         (as_base64(b"no photo"), "expected a photo that OpenCV can decode, got 8 bytes of something else"),
         ("!!!", "expected a photo in base64, got a text that is no base64"),
+        ("None", "expected a photo, got null"),
         ("", "expected a photo in base64, got an empty text"),
         (None, "expected a photo, got null"),
         (float("nan"), "expected a photo, got null"),

@@ -177,6 +177,18 @@ def test_train_says_when_it_diverges(store, data):
         train(small(data, learning_rate=1e30))
 
 
+def test_train_that_fails_keeps_the_best_model_so_far(store, data, monkeypatch):
+    def fail(history):
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr("carflavor.report.curves_figure", fail)
+    with pytest.raises(OSError, match="no space left"):
+        train(small(data))
+    (run,) = store.search_runs(["0"])
+    assert run.info.status == "FAILED"
+    assert carflavor.load_model(f"runs:/{run.info.run_id}/model").class_names == ["red", "green", "blue"]
+
+
 def test_train_refuses_data_that_is_not_there(store, tmp_path):
     with pytest.raises(ValueError, match=r"the relative path records does not exist .* data=\"\$PWD/records\""):
         train(small("records"))
@@ -199,9 +211,9 @@ def test_train_refuses_splits_of_different_datasets(store, tmp_path):
         train(small(tmp_path / "records"))
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_mlflow_run_is_killed_and_keeps_its_best_model(store, data, clean_environment, signal_number):
-    """Ctrl-C goes to the whole process group of a real `mlflow run`, as from a terminal; SIGTERM to the step alone."""
+@pytest.mark.parametrize("signalled", ["SIGINT to the group", "SIGTERM to the step", "SIGTERM to mlflow run"])
+def test_interrupted_mlflow_run_is_killed_and_keeps_its_best_model(store, data, clean_environment, signalled):
+    """Ctrl-C goes to the whole process group of a real `mlflow run`, as from a terminal; SIGTERM to one process."""
     log = open("mlflow-run.log", "w")
     project_run = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "run", str(PROJECT), "-e", "train", "--env-manager", "local"]
@@ -217,17 +229,21 @@ def test_interrupted_mlflow_run_is_killed_and_keeps_its_best_model(store, data, 
     )
     try:
         run = wait_for(lambda: [run for run in store.search_runs(["0"]) if "val_accuracy" in run.data.metrics], log)[0]
-        if signal_number == signal.SIGINT:
-            os.killpg(project_run.pid, signal_number)
-        else:
+        if signalled == "SIGINT to the group":
+            os.killpg(project_run.pid, signal.SIGINT)
+        elif signalled == "SIGTERM to the step":
             (step,) = Path(f"/proc/{project_run.pid}/task/{project_run.pid}/children").read_text().split()
-            os.kill(int(step), signal_number)
+            os.kill(int(step), signal.SIGTERM)
+        else:
+            project_run.terminate()
         assert project_run.wait(timeout=120) != 0
     finally:
         if project_run.poll() is None:
             os.killpg(project_run.pid, signal.SIGKILL)
         log.close()
     wait_for(lambda: store.get_run(run.info.run_id).info.status == "KILLED", log)
+    # It may be KILLED before the model is there: an ended run takes artifacts, too.
+    wait_for(lambda: "MLmodel" in {Path(f.path).name for f in store.list_artifacts(run.info.run_id, "model")}, log)
     answer = carflavor.load_model(f"runs:/{run.info.run_id}/model").predict([np.zeros((40, 40, 3), "uint8")])
     assert answer["label"][0] in ("red", "green", "blue")
 
