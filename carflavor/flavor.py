@@ -220,26 +220,15 @@ def _loosen_python_version(path):
     path.write_text(yaml.safe_dump(python_env, sort_keys=False))
 
 
-def log_model(
-    network,
-    name="model",
-    class_names=None,
-    image_size=256,
-    crop_margin=16,
-    training=None,
-    conda_env=None,
-    pip_requirements=None,
-    extra_pip_requirements=None,
-    registered_model_name=None,
-    metadata=None,
-    **kwargs,
-):
-    """Logs a model directory to the active run; see `save_model` for what is not listed here.
+def log_model(network, class_names, name="model", **options):
+    """Logs a model directory to the active run, or to one that it opens.
 
     Args:
+        network: `keras.Model`, see `save_model`.
+        class_names: C names in the order of the probabilities.
         name: Name of the model in the run.
-        registered_model_name: Optional name to register a version under.
-        **kwargs: What `mlflow.models.Model.log` takes, such as `tags` or `step`.
+        **options: What `save_model` takes besides, and what `mlflow.models.Model.log` takes, such as
+            `registered_model_name` or `tags`.
 
     Returns:
         `mlflow.models.model.ModelInfo`.
@@ -250,15 +239,7 @@ def log_model(
         flavor=sys.modules[__package__],
         network=network,
         class_names=class_names,
-        image_size=image_size,
-        crop_margin=crop_margin,
-        training=training,
-        conda_env=conda_env,
-        pip_requirements=pip_requirements,
-        extra_pip_requirements=extra_pip_requirements,
-        registered_model_name=registered_model_name,
-        metadata=metadata,
-        **kwargs,
+        **options,
     )
 
 
