@@ -120,7 +120,7 @@ def save_model(
     if conda_env is None and pip_requirements is None and extra_pip_requirements is None:
         conda_env = get_default_conda_env()
     elif conda_env is None and pip_requirements is None:
-        pip_requirements, extra_pip_requirements = get_default_pip_requirements() + extra_pip_requirements, None
+        pip_requirements, extra_pip_requirements = [*get_default_pip_requirements(), *extra_pip_requirements], None
     # By value: by reference the pickle would be of use only where carflavor is installed.
     cloudpickle.register_pickle_by_value(layers)
     try:
@@ -280,7 +280,17 @@ def _read_manifest(path):
             f"{path}: expected a model that carflavor wrote, with a {_MANIFEST}, got none",
             error_code=INVALID_PARAMETER_VALUE,
         )
-    manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        missing = {_CLASSES, f"{_DATA}/model.keras"} - set(manifest["sha256"])
+        missing |= {"format_version", "carflavor_version", "crop_margin", "image_size"} - set(manifest)
+    except (ValueError, KeyError, TypeError) as error:
+        missing = {repr(error)}
+    if missing:
+        raise MlflowException(
+            f"{path}: {_MANIFEST} is damaged, it lacks {', '.join(sorted(missing))}",
+            error_code=INVALID_PARAMETER_VALUE,
+        )
     if manifest["format_version"] > FORMAT_VERSION:
         raise MlflowException(
             f"{path}: expected a model of format {FORMAT_VERSION} or older, got {manifest['format_version']}: "

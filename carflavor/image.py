@@ -6,14 +6,10 @@ Preprocessing, evaluation and serving all come through here, so that what is ser
 import os
 import re
 
-# Larger than any camera's photo, and 600 MB once decoded: OpenCV's own limit of 2^30 pixels lets a file of a few bytes
-# take 3 GB. OpenCV reads the variable while it is imported, so whoever imports it before us keeps that limit.
-MAX_PIXELS = 200_000_000
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+import cv2
+import numpy as np
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-
+MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # see carflavor/__init__.py
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xd9"
 # In a scan's data, 0xFF is followed by 0x00 where it is a value and by 0xD0 to 0xD7 where the decoder may restart.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)

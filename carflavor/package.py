@@ -12,7 +12,7 @@ from carflavor import tracking
 from carflavor.data import sample
 from carflavor.data.locations import resolve_model
 
-_ALIAS = re.compile(r"[A-Za-z][\w-]*")
+_ALIAS = re.compile(r"[A-Za-z][\w-]{0,254}")
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def package(config):
     """
     with tracking.step_run("package", config):
         # Here and not in the registry, where the version would be there already when the alias is refused.
-        if not _ALIAS.fullmatch(config.alias) or config.alias == "latest" or re.fullmatch(r"v\d+", config.alias):
+        if not _ALIAS.fullmatch(config.alias) or config.alias == "latest" or re.fullmatch(r"[vV]\d+", config.alias):
             raise ValueError(f"Expected alias to be a word other than latest or v1. Received: alias={config.alias!r}")
         if not config.register_as or set(config.register_as) & set("/:"):
             raise ValueError(

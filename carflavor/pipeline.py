@@ -7,7 +7,7 @@ import mlflow
 
 from carflavor import tracking
 from carflavor.data.locations import data_home
-from carflavor.preprocess import SAMPLE_IMAGE_SIZE
+from carflavor.preprocess import EMBEDDED_SAMPLE, SAMPLE_IMAGE_SIZE
 
 REGISTERED_NAME = "carflavor-sample"
 
@@ -53,7 +53,7 @@ def run_pipeline(config, project):
         metrics = {name: value for name, value in evaluation.data.metrics.items() if "_top_" in name}
         mlflow.log_metrics(metrics)
         mlflow.set_tag(tracking.MODEL_TAG, model)
-        mlflow.set_tag(tracking.DATA_TAG, "sample")
+        mlflow.set_tag(tracking.DATA_TAG, EMBEDDED_SAMPLE)
         _logger.info("On the sample's test photos: %s", ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
     print(f"\nThe model: {model}\nServe it:  mlflow models serve --model-uri {model} --env-manager local --port 5001")
     return model

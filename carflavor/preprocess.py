@@ -23,6 +23,8 @@ CROP_MARGIN = 16  # pixels, as foamliu/Car-Recognition (pre_process.py) cuts the
 VALIDATION_SHARE = 0.1
 # The sample's photos are small, and its first run should be quick.
 SAMPLE_IMAGE_SIZE = 128
+# How record files call their source when it is the sample; no folder's name, as somebody's folder may be called sample.
+EMBEDDED_SAMPLE = "embedded sample"
 _SHEET_PHOTOS = 24
 
 _logger = logging.getLogger(__name__)
@@ -86,8 +88,12 @@ def _sample_photos():
     folder = data_home() / f"sample-{carflavor.__version__}" / "photos"
     if not folder.is_dir():
         _logger.info("Drawing the embedded sample in %s", folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        sample.write_sample(folder)
+        try:
+            sample.write_sample(folder)
+        except OSError:
+            # Two first runs at once: the other one was quicker.
+            if not folder.is_dir():
+                raise
     return folder
 
 
@@ -126,7 +132,7 @@ def write_records(config):
         _logger.info("No labels for the test photos in %s: test.h5 is not written", source)
     settings = {
         # The name alone: the same photos in another place are the same data.
-        "source": "sample" if config.source == "sample" else source.name,
+        "source": EMBEDDED_SAMPLE if config.source == "sample" else source.name,
         "source_digest": dataset.digest,
         "crop_margin": CROP_MARGIN,
         "interpolation": "INTER_AREA",
@@ -261,4 +267,8 @@ def open_split(data, split, parameter="data"):
     path = Path(folder) / f"{split}.h5"
     if not path.is_file():
         raise ValueError(f"{parameter}: expected {path}, which preprocess writes, got nothing")
-    return records.RecordFile(path)
+    file = records.RecordFile(path)
+    missing = {"source", "crop_margin"} - set(file.settings)
+    if missing:
+        raise ValueError(f"{path}: expected settings with {' and '.join(sorted(missing))}, got none")
+    return file

@@ -63,6 +63,8 @@ class CarClassifier:
                 names the rows.
         """
         _check_parameters(top_k, min_prob, on_error)
+        if isinstance(photos, (str, bytes, os.PathLike)) or (isinstance(photos, np.ndarray) and photos.ndim == 3):
+            raise ValueError("expected a list of photos, got one photo that is not in a list")
         photos = list(photos)
         if not photos:
             raise ValueError("expected at least one photo, got none")
@@ -229,6 +231,8 @@ def _read(photo):
 def _check_box(box):
     if box is None:
         return None
+    if not isinstance(box, (list, tuple, np.ndarray)):
+        raise ValueError(f"expected a box of four numbers x1, y1, x2, y2, got {box!r}")
     values = [None if pd.isna(value) else value for value in box]
     if values == [None] * 4:
         return None

@@ -52,7 +52,8 @@ class StepRun:
 def step_run(step, config):
     """Runs a block as an MLflow run with `config.json` on it.
 
-    The run ends FINISHED, or FAILED with the traceback as its artifact `error.txt`, or KILLED after SIGINT or SIGTERM.
+    The run ends FINISHED, or FAILED with the traceback as its artifact `error.txt`, or KILLED after SIGINT,
+    SIGTERM or SIGHUP.
 
     Args:
         step: Name of the step, for the run's name and tag.
@@ -67,8 +68,9 @@ def step_run(step, config):
     if mlflow_run is not None and sys.platform == "linux":
         # Whoever stops a job may stop `mlflow run` alone, which tells its step nothing. The kernel does.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    with _signals_as_keyboard_interrupt():
-        run = StepRun(mlflow.start_run(run_name=step).info.run_id)
+    with _signals_as_keyboard_interrupt() as received:
+        # A run that `mlflow run` has opened keeps the name that its user gave it.
+        run = StepRun(mlflow.start_run(run_name=None if mlflow_run else step).info.run_id)
         try:
             mlflow.set_tag(STEP_TAG, step)
             mlflow.log_dict(dataclasses.asdict(config), "config.json")
@@ -77,22 +79,28 @@ def step_run(step, config):
             # First of all, before what may take long.
             mlflow.MlflowClient().set_terminated(run.run_id, "KILLED")
             if mlflow_run is not None:
-                _mark_killed_after(mlflow_run, run.run_id)
+                _insist_on(run.run_id, "KILLED", mlflow_run)
             run._end_early("KILLED")
             raise
         except BaseException:
-            mlflow.log_text(traceback.format_exc(), "error.txt")
-            run._end_early("FAILED")
+            try:
+                mlflow.log_text(traceback.format_exc(), "error.txt")
+            finally:
+                # Also where the artifact store is what fails: MLflow would end the run as FINISHED at exit.
+                run._end_early("FAILED")
             raise
         mlflow.end_run()
+        if received and mlflow_run is not None:
+            # A step for which Ctrl-C is the way to end.
+            _insist_on(run.run_id, "FINISHED", mlflow_run)
 
 
-def _mark_killed_after(process_id, run_id):
+def _insist_on(run_id, status, mlflow_run):
     # `mlflow run` means to leave a run alone that has ended already, but compares a text with numbers
-    # (RunStatus.is_terminated in mlflow.projects._maybe_set_run_terminated) and writes FAILED over our KILLED once
+    # (RunStatus.is_terminated in mlflow.projects._maybe_set_run_terminated) and writes FAILED over our status once
     # this process is gone. So a process of its own, out of Ctrl-C's reach, waits for that and has the last word.
     subprocess.Popen(
-        [sys.executable, "-m", "carflavor.tracking", run_id, str(process_id)],
+        [sys.executable, "-m", "carflavor.tracking", run_id, status, str(mlflow_run)],
         env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -101,36 +109,44 @@ def _mark_killed_after(process_id, run_id):
     )
 
 
-def _wait_and_mark_killed(run_id, process_id):
+def _wait_and_write_status(run_id, status, mlflow_run):
+    client = mlflow.MlflowClient()
     deadline = time.monotonic() + _SECONDS_FOR_PARENT
-    while time.monotonic() < deadline:
+    # Where the parent lives on, as a notebook that called mlflow.projects.run does, its FAILED is what is waited for.
+    while time.monotonic() < deadline and client.get_run(run_id).info.status == status:
         try:
-            os.kill(process_id, 0)  # sends nothing: asks whether the process is there
+            os.kill(mlflow_run, 0)  # sends nothing: asks whether the process is there
         except ProcessLookupError:
             break
-        time.sleep(0.1)
-    mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+        time.sleep(0.2)
+    client.set_terminated(run_id, status)
 
 
 @contextlib.contextmanager
 def _signals_as_keyboard_interrupt():
+    received = []
+
     def interrupt(number, frame):
+        received.append(number)
         # Ctrl-C reaches this process twice: from the terminal, and as SIGTERM from the parent `mlflow run`. Only the
         # first may interrupt, or the second would break what the first has begun to save.
         for signal_number in previous:
             signal.signal(signal_number, signal.SIG_IGN)
-        _logger.warning("%s received: ending the run as KILLED", signal.Signals(number).name)
+        _logger.warning("%s received: ending the step", signal.Signals(number).name)
         raise KeyboardInterrupt
 
     # Python allows handlers in the main thread only; in another one (a notebook server's, say) signals are its host's.
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    if numbers and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        # A terminal that is closed, or a connection that is lost; nohup has it ignored.
+        numbers += (signal.SIGHUP,)
     previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 if __name__ == "__main__":
-    _wait_and_mark_killed(sys.argv[1], int(sys.argv[2]))
+    _wait_and_write_status(sys.argv[1], sys.argv[2], int(sys.argv[3]))

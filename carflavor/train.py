@@ -18,7 +18,7 @@ from carflavor import report, tracking
 from carflavor.data.locations import data_home
 from carflavor.image import squash
 from carflavor.networks import NETWORKS
-from carflavor.preprocess import open_split
+from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
 from carflavor.progress import progress_bar
 
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "mixed": ("box", "full")}
@@ -88,7 +88,7 @@ def train(config):
                 validation_data=validation_batches,
                 epochs=config.epochs,
                 # In this order: an epoch is said to be over when its network is kept.
-                callbacks=[best, Progress(len(training), config.epochs), EpochMetrics()],
+                callbacks=[best, Progress(training_batches.photos, config.epochs), EpochMetrics()],
                 verbose=0,
             )
             mlflow.log_figure(report.curves_figure(history.history), "curves.png")
@@ -124,7 +124,7 @@ def _check(config, training, validation):
 def _say_what_it_learns_from(training):
     mlflow.set_tag(tracking.DATA_TAG, training.settings["source"])
     mlflow.log_dict(training.settings, "data.json")
-    if training.settings["source"] == "sample":
+    if training.settings["source"] == EMBEDDED_SAMPLE:
         _logger.warning(
             "%s\nTraining on the embedded sample: drawings of invented cars. The model will know no real car.\n"
             "Your own photos: mlflow run . -e preprocess -P source=<folder>, then -e train -P data=<its output>\n%s",
@@ -156,6 +156,11 @@ class PhotoBatches(keras.utils.PyDataset):
         rows = len(self._targets)
         self._order = self._random.permutation(rows)
         self._choice = self._random.integers(len(self._images), size=rows)
+
+    @property
+    def photos(self):
+        """Number of photos an epoch."""
+        return min(len(self) * self._batch_size, len(self._targets))
 
     def __len__(self):
         return max(len(self._targets) // self._batch_size, 1)
@@ -215,6 +220,7 @@ def build_augmentation(image_size, input_size, seed):
     return keras.Sequential(
         [
             keras.Input((image_size, image_size, 3), dtype="uint8"),
+            # One place for all photos of a batch, as Keras draws it; the shift below differs from photo to photo.
             layers.RandomCrop(cropped, cropped, seed=seed),
             layers.Resizing(input_size, input_size, antialias=True),
             layers.RandomFlip("horizontal", seed=seed + 1),
@@ -281,6 +287,8 @@ class BestNetwork(keras.callbacks.Callback):
         self.accuracy = None
 
     def on_epoch_end(self, epoch, logs=None):
+        if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
+            return
         rank = (logs["val_accuracy"], -logs["val_loss"])
         if self._rank is not None and rank <= self._rank:
             return

@@ -254,6 +254,14 @@ def test_load_model_refuses_a_newer_format(packed_model, tmp_path):
         carflavor.load_model(tmp_path / "model")
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sha256": {}}'])
+def test_load_model_says_when_the_manifest_is_damaged(packed_model, tmp_path, text):
+    shutil.copytree(packed_model, tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").write_text(text)
+    with pytest.raises(MlflowException, match="manifest.json is damaged, it lacks "):
+        carflavor.load_model(tmp_path / "model")
+
+
 def test_load_model_refuses_another_flavor(tmp_path):
     (tmp_path / "MLmodel").write_text("flavors: {}")
     with pytest.raises(MlflowException, match="expected a model that carflavor wrote"):

@@ -37,6 +37,7 @@ def test_package_takes_a_folder(store, packed_model):
     [
         ({"alias": "latest"}, "Expected alias to be a word other than latest or v1. Received: alias='latest'"),
         ({"alias": "v3"}, "Received: alias='v3'"),
+        ({"alias": "V3"}, "Received: alias='V3'"),
         ({"alias": ""}, "Received: alias=''"),
         ({"alias": "two words"}, "Received: alias='two words'"),
         ({"register_as": ""}, "Expected register_as to be a name without / and :. Received: register_as=''"),

@@ -358,7 +358,7 @@ def test_sample_records_are_written_once(monkeypatch, tmp_path):
     )
     with open_split("sample", "validation") as file:
         assert file.image_size == 128
-        assert file.settings["source"] == "sample"
+        assert file.settings["source"] == "embedded sample"
         assert len(file) == 8
     written = {path.name: path.stat().st_mtime_ns for path in sample_records().iterdir()}
     assert written == {path.name: path.stat().st_mtime_ns for path in sample_records().iterdir()}

@@ -121,6 +121,12 @@ def test_parameters_are_checked(classifier, photos, arguments, message):
         classifier.predict(photos[:1], **arguments)
 
 
+@pytest.mark.parametrize("photo", ["car.jpg", b"photo", np.zeros((20, 30, 3), "uint8")], ids=["path", "bytes", "array"])
+def test_one_photo_outside_a_list_is_refused(classifier, photo):
+    with pytest.raises(ValueError, match="expected a list of photos, got one photo that is not in a list"):
+        classifier.predict(photo)
+
+
 def test_no_photos_are_refused(classifier):
     with pytest.raises(ValueError, match="expected at least one photo, got none"):
         classifier.predict([])
@@ -218,6 +224,7 @@ def test_pyfunc_refuses_other_frames(pyfunc, columns, message):
     [
         ((None, 1, 2, 3), r"expected a box of four numbers x1, y1, x2, y2, got \[None, 1, 2, 3\]"),
         ((1, 2, float("inf"), 3), "expected a box of four numbers"),
+        (5, "expected a box of four numbers x1, y1, x2, y2, got 5"),
         ((5, 5, 5, 9), r"expected a box with x1 < x2 and y1 < y2 inside the photo of 25 x 10 pixels"),
     ],
 )

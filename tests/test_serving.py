@@ -215,10 +215,11 @@ def test_deploy_local_answers_and_ends(store, packed_model, capfd):
 def test_deploy_local_serves_until_ctrl_c(store, packed_model, clean_environment, tmp_path):
     """The printed curl line is run as it stands; then Ctrl-C ends the server, and the run as FINISHED."""
     port = free_port()
-    environment = {**clean_environment, "CARFLAVOR_HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}
+    environment = {**clean_environment, "CARFLAVOR_HOME": str(tmp_path)}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
-    step = subprocess.Popen(
-        [sys.executable, PROJECT / "entrypoints" / "deploy.py", "--model", packed_model, "--port", str(port)],
+    parameters = ["-P", f"model={packed_model}", "-P", f"port={port}"]
+    project_run = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "run", PROJECT, "-e", "deploy", "--env-manager", "local", *parameters],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,
@@ -227,21 +228,25 @@ def test_deploy_local_serves_until_ctrl_c(store, packed_model, clean_environment
     )
     try:
         lines = []
-        for line in step.stdout:
+        for line in project_run.stdout:
             lines.append(line.rstrip())
             if line.startswith("Serving until Ctrl-C"):
                 break
         curl_line = lines[lines.index("Ask it yourself:") + 1]
         answer = json.loads(subprocess.check_output(["bash", "-c", curl_line], cwd=tmp_path, env=environment))
         assert answer["predictions"][0]["label"] in CLASS_NAMES
-        os.kill(step.pid, signal.SIGINT)
-        assert step.wait(60) == 0
+        os.killpg(project_run.pid, signal.SIGINT)
+        project_run.wait(60)
     finally:
-        if step.poll() is None:
-            os.killpg(step.pid, signal.SIGKILL)
-        step.stdout.close()
+        if project_run.poll() is None:
+            os.killpg(project_run.pid, signal.SIGKILL)
+        project_run.stdout.close()
     with pytest.raises(OSError):
         request(f"http://127.0.0.1:{port}/health")
+    # `mlflow run` has written FAILED first.
+    deadline = time.monotonic() + 60
+    while store.search_runs(["0"])[0].info.status != "FINISHED" and time.monotonic() < deadline:
+        time.sleep(0.5)
     assert store.search_runs(["0"])[0].info.status == "FINISHED"
 
 

@@ -175,6 +175,8 @@ def test_train_refuses_parameters(store, data, changes, message):
 def test_train_says_when_it_diverges(store, data):
     with pytest.raises(ValueError, match="The loss is nan after epoch 1: try a smaller learning_rate"):
         train(small(data, learning_rate=1e30))
+    (run,) = store.search_runs(["0"])
+    assert store.list_artifacts(run.info.run_id, "model") == []
 
 
 def test_train_that_fails_keeps_the_best_model_so_far(store, data, monkeypatch):

@@ -66,7 +66,8 @@ class RecordWriter:
         for left_over in self.path.parent.glob(f".{self.path.name}.*.partial"):
             # HDF5 holds a lock on a file that it writes, and the kernel drops it with the process: what is locked
             # belongs to somebody who writes the same file at this moment.
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), open(left_over, "rb") as file:
+            # Other errors: a file system without locks, where nothing can be told and so nothing is removed.
+            with contextlib.suppress(OSError), open(left_over, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left_over.unlink()
 
@@ -106,7 +107,8 @@ class RecordWriter:
         self._file.close()
         # HDF5's lock is gone; this one holds until the file has its name.
         self._whole = open(self._partial, "rb")
-        fcntl.flock(self._whole, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._whole, fcntl.LOCK_EX)
         os.fsync(self._whole.fileno())
 
     def __exit__(self, error_type, error, traceback):

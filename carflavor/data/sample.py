@@ -6,6 +6,7 @@ The first run of the project needs no download, and goes through the reader that
 import io
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def write_sample(folder, train_per_class=TRAIN_PER_CLASS, test_per_class=TEST_PE
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"The sample is written into a new or empty folder. Received: {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}-{os.getpid()}.partial")
+    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()
     try:
         names = np.empty((1, len(CLASS_NAMES)), object)
