@@ -1,0 +1,101 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from carflavor.layers import Scale
+from carflavor.networks.fusion import fuse_scales
+
+
+def build_network(norm_options):
+    photos = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, use_bias=False, name="conv")(photos)
+    x = layers.BatchNormalization(epsilon=1.1e-5, momentum=0.9, name="bn", **norm_options)(x)
+    x = Scale(name="scale")(x)
+    x = layers.Activation("relu")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(photos, layers.Dense(2, name="fc")(x))
+
+
+def with_random_variables(network, seed):
+    random = np.random.default_rng(seed)
+    for variable in network.variables:
+        variable.assign(random.uniform(0.5, 1.5, variable.shape))
+    return network
+
+
+def train_step(network, photos):
+    """Returns the outputs of a training step, and the gradient by variable path."""
+    with tf.GradientTape() as tape:
+        outputs = network(photos, training=True)
+        loss = tf.reduce_sum(outputs**2)
+    variables = {variable.path: variable.value for variable in network.trainable_variables}
+    gradients = tape.gradient(loss, variables)
+    return outputs.numpy(), {path: gradient.numpy() for path, gradient in gradients.items()}
+
+
+@pytest.fixture
+def photos():
+    return np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("norm_options", [{}, {"scale": False, "center": False}])
+def test_fused_network_computes_the_same(norm_options, photos):
+    network = with_random_variables(build_network(norm_options), 1)
+    twin = with_random_variables(build_network(norm_options), 1)
+    fused = fuse_scales(twin)
+    assert any(layer.name == "bn_scaled" for layer in fused.layers)
+    assert not any(isinstance(layer, Scale) for layer in fused.layers)
+
+    outputs, gradients = train_step(network, photos)
+    fused_outputs, fused_gradients = train_step(fused, photos)
+
+    np.testing.assert_allclose(fused_outputs, outputs, rtol=1e-5)
+    assert {path.split("/", 1)[-1] for path in fused_gradients} == {path.split("/", 1)[-1] for path in gradients}
+    for path, gradient in gradients.items():
+        np.testing.assert_allclose(fused_gradients[path], gradient, rtol=1e-4, atol=1e-4, err_msg=path)
+    # The moving statistics of the network that is saved have moved, as they do without fusion.
+    for name in ("moving_mean", "moving_variance"):
+        expected = getattr(network.get_layer("bn"), name).numpy()
+        np.testing.assert_allclose(getattr(twin.get_layer("bn"), name).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(fused(photos, training=False), network(photos, training=False), rtol=1e-5)
+
+
+def test_golden_statistics():
+    # One channel with the values 1, 2, 3, 6: mean 3, variance 3.5; a kernel of the value 1 passes them on.
+    photos = np.array([1.0, 2.0, 3.0, 6.0], "float32").reshape(4, 1, 1, 1)
+    inputs = keras.Input((1, 1, 1))
+    norm = layers.BatchNormalization(momentum=0.9, epsilon=0.5, scale=False, center=False)
+    scale = Scale(gamma_initializer=keras.initializers.Constant(2.0), beta_initializer="ones")
+    fused = fuse_scales(keras.Model(inputs, scale(norm(inputs))))
+    # 2 * (x - 3) / sqrt(3.5 + 0.5) + 1
+    np.testing.assert_allclose(np.ravel(fused(photos, training=True)), [-1.0, 0.0, 1.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(norm.moving_mean.numpy(), [0.3], rtol=1e-6)  # 0.9 * 0 + 0.1 * 3
+    np.testing.assert_allclose(norm.moving_variance.numpy(), [1.25], rtol=1e-6)  # 0.9 * 1 + 0.1 * 3.5
+
+
+def test_frozen_normalisation_keeps_its_statistics(photos):
+    network = with_random_variables(build_network({}), 2)
+    network.get_layer("bn").trainable = False
+    fused = fuse_scales(network)
+    before = network.get_layer("bn").moving_mean.numpy()
+    np.testing.assert_allclose(fused(photos, training=True), network(photos, training=False), rtol=1e-5)
+    np.testing.assert_array_equal(network.get_layer("bn").moving_mean.numpy(), before)
+
+
+def test_network_can_be_saved_after_fusion(photos, tmp_path):
+    network = with_random_variables(build_network({}), 3)
+    fused = fuse_scales(network)
+    fused(photos, training=True)
+    network.save(tmp_path / "network.keras")
+    loaded = keras.saving.load_model(tmp_path / "network.keras")
+    assert [type(layer).__name__ for layer in loaded.layers][2:4] == ["BatchNormalization", "Scale"]
+    np.testing.assert_allclose(loaded(photos), fused(photos, training=False), rtol=1e-5)
+
+
+def test_scale_without_normalisation_is_refused():
+    inputs = keras.Input((4,))
+    network = keras.Model(inputs, Scale(name="alone")(layers.Dense(2, name="fc")(inputs)))
+    with pytest.raises(ValueError, match="Expected a BatchNormalization before alone. Received: fc"):
+        fuse_scales(network)
