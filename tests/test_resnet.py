@@ -91,13 +91,6 @@ def test_smaller_resnets(name, convolutions, parameters):
     assert network.output_shape == (None, 10)
 
 
-def test_every_batch_normalization_is_followed_by_its_scale(resnet152):
-    for layer in resnet152.layers:
-        if type(layer).__name__ == "Scale":
-            before = layer._inbound_nodes[0].parent_nodes[0].operation
-            assert before.name == layer.name.replace("scale", "bn")
-
-
 def test_network_takes_bytes_and_gives_probabilities():
     network = NETWORKS["resnet18"].build(num_classes=3, input_size=32)
     assert network.inputs[0].dtype == "uint8"
@@ -106,10 +99,3 @@ def test_network_takes_bytes_and_gives_probabilities():
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), [1, 1], rtol=1e-6)
     assert not np.allclose(probabilities[0], probabilities[1])
-
-
-@pytest.mark.parametrize(
-    ("name", "size"), [("resnet18", 96), ("resnet50", 224), ("resnet101", 224), ("resnet152", 224)]
-)
-def test_networks_know_the_size_they_are_meant_for(name, size):
-    assert NETWORKS[name].input_size == size

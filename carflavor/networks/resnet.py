@@ -14,12 +14,14 @@ import string
 import keras
 from keras import layers
 
-from carflavor.layers import Scale
+from carflavor.networks.blocks import conv_bn_scale
 
 BATCH_NORM_EPSILON = 1.1e-5  # of the Caffe-style ancestors
-# Keras's default of 0.99 remembers several epochs of a few thousand photos: in the first ones the network would be
-# validated with the statistics of weights long gone.
-BATCH_NORM_MOMENTUM = 0.9
+# Arguments of the Rescaling layer, which makes floats of the bytes.
+PLUS_MINUS_ONE = {"scale": 1 / 127.5, "offset": -1.0}
+# What the ImageNet weights of Caffe and of keras.applications were trained with, in RGB: the means are taken off, and 0
+# to 255 stays the unit (keras/src/applications/imagenet_utils.py, mode "caffe").
+IMAGENET_MEANS = {"scale": 1.0, "offset": [-123.68, -116.779, -103.939]}
 # With zeros each block begins as the identity, which a deep network learns from more easily (Goyal et al., 2017,
 # https://arxiv.org/abs/1706.02677, section 5.1).
 _LAST_GAMMA = "zeros"
@@ -30,22 +32,22 @@ def build_resnet18(num_classes, input_size):
     return build_resnet([2, 2, 2, 2], _basic_block, num_classes, input_size, "resnet18")
 
 
-def build_resnet50(num_classes, input_size):
+def build_resnet50(num_classes, input_size, rescaling=PLUS_MINUS_ONE):
     """Builds the ResNet-50 (bottleneck blocks); see `build_resnet`."""
-    return build_resnet([3, 4, 6, 3], _bottleneck_block, num_classes, input_size, "resnet50")
+    return build_resnet([3, 4, 6, 3], _bottleneck_block, num_classes, input_size, "resnet50", rescaling)
 
 
-def build_resnet101(num_classes, input_size):
+def build_resnet101(num_classes, input_size, rescaling=PLUS_MINUS_ONE):
     """Builds the ResNet-101 (bottleneck blocks); see `build_resnet`."""
-    return build_resnet([3, 4, 23, 3], _bottleneck_block, num_classes, input_size, "resnet101")
+    return build_resnet([3, 4, 23, 3], _bottleneck_block, num_classes, input_size, "resnet101", rescaling)
 
 
-def build_resnet152(num_classes, input_size):
+def build_resnet152(num_classes, input_size, rescaling=PLUS_MINUS_ONE):
     """Builds the ResNet-152 (bottleneck blocks); see `build_resnet`."""
-    return build_resnet([3, 8, 36, 3], _bottleneck_block, num_classes, input_size, "resnet152")
+    return build_resnet([3, 8, 36, 3], _bottleneck_block, num_classes, input_size, "resnet152", rescaling)
 
 
-def build_resnet(stage_sizes, block, num_classes, input_size, name):
+def build_resnet(stage_sizes, block, num_classes, input_size, name, rescaling=PLUS_MINUS_ONE):
     """Builds a ResNet with conv -> BN -> Scale.
 
     Args:
@@ -54,14 +56,15 @@ def build_resnet(stage_sizes, block, num_classes, input_size, name):
         num_classes: Number of outputs.
         input_size: Side of the square input in pixels.
         name: Name of the Keras model.
+        rescaling: Arguments of the Rescaling layer: `PLUS_MINUS_ONE`, or `IMAGENET_MEANS` for ImageNet weights.
 
     Returns:
         `keras.Model` from uint8 RGB photos `(batch, input_size, input_size, 3)` to float32 probabilities
         `(batch, num_classes)`. Floats are made inside it, one batch at a time.
     """
     photos = keras.Input((input_size, input_size, 3), dtype="uint8", name="photos")
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(photos)
-    x = _conv_bn_scale(x, 64, 7, 2, "conv1", "bn_conv1", "scale_conv1")
+    x = layers.Rescaling(**rescaling, name="rescaling")(photos)
+    x = _convolve(x, 64, 7, 2, "conv1", "bn_conv1", "scale_conv1")
     x = layers.Activation("relu", name="conv1_relu")(x)
     # A ReLU came before, so padding with zeros is padding with the least value, as a padded max-pooling needs.
     x = layers.ZeroPadding2D(1, name="pool1_zeropadding")(x)
@@ -106,7 +109,7 @@ def _bottleneck_block(x, filters, stride, project, label):
 def _branch(x, filters, kernel_size, stride, label, branch, gamma_initializer="ones"):
     suffix = f"{label}_branch{branch}"
     names = (f"res{suffix}", f"bn{suffix}", f"scale{suffix}")
-    return _conv_bn_scale(x, filters, kernel_size, stride, *names, gamma_initializer)
+    return _convolve(x, filters, kernel_size, stride, *names, gamma_initializer)
 
 
 def _join(branch, shortcut, label):
@@ -114,11 +117,18 @@ def _join(branch, shortcut, label):
     return layers.Activation("relu", name=f"res{label}_relu")(x)
 
 
-def _conv_bn_scale(x, filters, kernel_size, stride, conv_name, bn_name, scale_name, gamma_initializer="ones"):
+def _convolve(x, filters, kernel_size, stride, conv_name, bn_name, scale_name, gamma_initializer="ones"):
     if kernel_size > 1:
         x = layers.ZeroPadding2D(kernel_size // 2, name=f"{conv_name}_zeropadding")(x)
-    x = layers.Conv2D(
+    convolution = layers.Conv2D(
         filters, kernel_size, strides=stride, use_bias=False, kernel_initializer="he_normal", name=conv_name
-    )(x)
-    x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=bn_name)(x)
-    return Scale(gamma_initializer=gamma_initializer, name=scale_name)(x)
+    )
+    return conv_bn_scale(
+        x,
+        convolution,
+        bn_name,
+        scale_name,
+        epsilon=BATCH_NORM_EPSILON,
+        bn_affine=True,
+        gamma_initializer=gamma_initializer,
+    )
