@@ -27,3 +27,14 @@ class StepCommand(click.Command):
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             context.exit(130)  # 128 + SIGINT, as shells count
+
+
+class AutoOr(click.ParamType):
+    """A value of another click type, or `auto`."""
+
+    def __init__(self, click_type):
+        self.name = f"auto or {click_type.name}"
+        self._click_type = click_type
+
+    def convert(self, value, param, ctx):
+        return value if value == "auto" else self._click_type.convert(value, param, ctx)

@@ -1,67 +1,138 @@
 """Trains a network on record files and logs it as a carflavor model."""
 
+import contextlib
+import itertools
 import logging
-import os
-import shutil
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import keras
 import mlflow
 import numpy as np
-from keras import layers, ops
+import tensorflow as tf
+from mlflow.entities import Metric
 from mlflow.keras import MlflowCallback
 
 import carflavor
-from carflavor import report, tracking
-from carflavor.data.locations import data_home
-from carflavor.image import squash
+from carflavor import checkpoint, networks, report, tracking
+from carflavor.augmentation import Augmentation
+from carflavor.data.batches import PhotoBatches, SquashedBatches
+from carflavor.learner import Learner, build_optimizer, fit_head, in_precision, take_averages
 from carflavor.networks import NETWORKS
+from carflavor.networks.fusion import fuse_scales
 from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
 from carflavor.progress import progress_bar
+from carflavor.recipes import PRESETS
 
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "mixed": ("box", "full")}
-# Share of the stored side that a random crop keeps: 224 of 256, the usual pair since Krizhevsky et al., 2012.
-_CROP_SHARE = 0.875
+VALIDATION_CHOICES = ("hold_out", "train")
+CLASS_WEIGHT_CHOICES = ("none", "balanced")
+PRECISION_CHOICES = ("float32", "mixed_bfloat16")
+RESUMED_FROM_TAG = "carflavor.resumed_from"
+_METRICS_AT_ONCE = 1000  # MLflow takes no more in one request
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Parameters of the step; the same names stand in MLproject.
+    """Parameters of the step; the same names stand in MLproject. What is `auto` is taken from the preset.
 
     Attributes:
         data: Folder with record files, as path or URI, or `sample`.
+        preset: One of `carflavor.recipes.PRESETS`.
         network: One of `carflavor.networks.NETWORKS`.
+        weights: What to begin with: `none` (random), `imagenet`, a file with ImageNet weights, or a model of ours as
+            `runs:/...`, `models:/...` or path, whose last layer is replaced.
         crop: `box`, `full`, or `mixed` (each photo in one of the two ways, by chance, anew every epoch).
-        input_size: Side of the network's input in pixels, or `auto` for the size the network is meant for.
+        input_size: Side of the network's input in pixels; `auto` of preset `scratch` is the size the network is for.
+        head_epochs: Epochs of the last layer alone, on features computed once, before the whole network is trained.
         epochs: Times that the training photos are gone through.
         batch_size: Photos a step.
         learning_rate: Highest learning rate; it is reached after a tenth of the steps and falls as a cosine to zero.
+        backbone_rate: Share of the learning rate that all layers but the last one learn at.
         weight_decay: Decoupled weight decay of the kernels; BatchNormalization, Scale and biases have none.
         label_smoothing: Share of the probability spread over all classes in the target.
+        min_area: Least share of a stored square that a random view keeps.
+        color: Strength of random changes of colour, from 0 to 1.
+        randaugment: Magnitude of two random operations of RandAugment, from 0 to 1.
+        mixup: Alpha of mixup, 0 for none.
+        cutmix: Alpha of CutMix, 0 for none.
+        ema: Momentum of the exponential moving average of the weights that is validated and kept, 0 for none.
+        class_weights: `none`, or `balanced`: a photo counts the more the fewer there are of its class.
+        precision: `float32` or `mixed_bfloat16`. The model that is kept computes in float32.
+        validation: `hold_out` validates on the validation split and keeps the best epoch; `train` learns from it, too,
+            and keeps the last epoch: for the final training, when all settings are chosen.
+        devices: Number of GPUs, or of logical CPUs where there is no GPU, of this machine to share each batch.
+        resume: Whether to go on where the same training was killed.
         seed: Seed of initial weights, order and augmentation.
     """
 
     data: str = "sample"
-    network: str = "resnet18"
-    crop: str = "box"
-    input_size: str = "auto"
-    epochs: int = 15
-    batch_size: int = 32
-    learning_rate: float = 0.001
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
+    preset: str = "scratch"
+    network: str = "auto"
+    weights: str = "auto"
+    crop: str = "auto"
+    input_size: int | str = "auto"
+    head_epochs: int | str = "auto"
+    epochs: int | str = "auto"
+    batch_size: int | str = "auto"
+    learning_rate: float | str = "auto"
+    backbone_rate: float | str = "auto"
+    weight_decay: float | str = "auto"
+    label_smoothing: float | str = "auto"
+    min_area: float | str = "auto"
+    color: float | str = "auto"
+    randaugment: float | str = "auto"
+    mixup: float | str = "auto"
+    cutmix: float | str = "auto"
+    ema: float | str = "auto"
+    class_weights: str = "auto"
+    precision: str = "auto"
+    validation: str = "hold_out"
+    devices: int = 1
+    resume: bool = True
     seed: int = 0
 
+    def resolved(self):
+        """Returns a copy in which the preset has said what was `auto`.
 
-def train(config):
+        Raises:
+            ValueError: If a parameter is none of its choices.
+        """
+        _check_choice("preset", self.preset, PRESETS)
+        preset = PRESETS[self.preset]
+        config = replace(self, **{name: value for name, value in preset.items() if getattr(self, name) == "auto"})
+        _check_choice("network", config.network, NETWORKS)
+        _check_choice("crop", config.crop, CROP_CHOICES)
+        _check_choice("class_weights", config.class_weights, CLASS_WEIGHT_CHOICES)
+        _check_choice("precision", config.precision, PRECISION_CHOICES)
+        _check_choice("validation", config.validation, VALIDATION_CHOICES)
+        if config.input_size == "auto":
+            config = replace(config, input_size=NETWORKS[config.network].input_size)
+        if not isinstance(config.input_size, int) or not 32 <= config.input_size <= 1024:
+            raise ValueError(
+                f"Expected input_size to be auto or a number from 32 to 1024. "
+                f"Received: input_size={config.input_size!r}"
+            )
+        return config
+
+
+def _check_choice(parameter, value, choices):
+    if value not in choices:
+        raise ValueError(f"Expected {parameter} to be one of {', '.join(choices)}. Received: {parameter}={value!r}")
+
+
+def train(config, on_epoch=None):
     """Trains, and logs metrics, curves and the model of the best epoch to the run.
 
     Args:
         config: `TrainConfig`.
+        on_epoch: Optional function that is called after each epoch with its number, from 0, and a dict of metrics, and
+            ends the training by returning True.
 
     Returns:
         The `mlflow.models.model.ModelInfo` of the logged model.
@@ -69,42 +140,62 @@ def train(config):
     Raises:
         ValueError: If a parameter or the data is not what is expected.
     """
-    with tracking.step_run("train", config) as run:
-        with open_split(config.data, "train") as training, open_split(config.data, "validation") as validation:
-            input_size = _check(config, training, validation)
-            _say_what_it_learns_from(training)
-            keras.utils.set_random_seed(config.seed)
-            network = NETWORKS[config.network].build(len(training.class_names), input_size)
-            training_batches = PhotoBatches(training, CROP_CHOICES[config.crop], config.batch_size, config.seed)
-            validation_batches = SquashedBatches(validation, CROP_CHOICES[config.crop], config.batch_size, input_size)
-            model = AugmentedNetwork(build_augmentation(training.image_size, input_size, config.seed), network)
-            _compile(model, config, len(training_batches))
+    with tracking.step_run("train", config) as run, contextlib.ExitStack() as stack:
+        config = config.resolved()
+        mlflow.log_dict(asdict(config), "resolved_config.json")
+        training = stack.enter_context(open_split(config.data, "train"))
+        validation = stack.enter_context(open_split(config.data, "validation"))
+        _check_data(training, validation)
+        _say_what_it_learns_from(training)
+        hold_out = config.validation == "hold_out"
+        learned_from = [training] if hold_out else [training, validation]
+        crops = CROP_CHOICES[config.crop]
+        for records, crop in itertools.product(learned_from, crops):
+            records.images(crop)  # refuses a crop that is not stored, before anything takes long
+        kept = stack.enter_context(checkpoint.Checkpoint(_name_of(config, [training, validation])))
+        if not config.resume:
+            kept.forget()
+        stack.enter_context(device_scope(config.devices))
 
-            best = BestNetwork(network, data_home() / "checkpoints" / run.run_id / "best.keras")
-            packed = _pack_arguments(config, training)
-            run.on_early_end(lambda: _keep_checkpoint(run.run_id, best, packed))
-            history = model.fit(
-                training_batches,
-                validation_data=validation_batches,
-                epochs=config.epochs,
-                # In this order: an epoch is said to be over when its network is kept.
-                callbacks=[best, Progress(training_batches.photos, config.epochs), EpochMetrics()],
-                verbose=0,
-            )
-            mlflow.log_figure(report.curves_figure(history.history), "curves.png")
-            mlflow.log_dict(history.history, "history.json")
-            packed["training"] |= {"best_epoch": best.epoch + 1, "validation_accuracy": best.accuracy}
-            model_info = carflavor.log_model(best.load(), name="model", **packed)
-        shutil.rmtree(best.path.parent)
-        _logger.info("Model of epoch %d: %s", best.epoch + 1, model_info.model_uri)
+        keras.utils.set_random_seed(config.seed)
+        network = networks.build(config.network, len(training.class_names), config.input_size, config.weights)
+        if config.head_epochs and not kept.progress:
+            _fit_head(network, SquashedBatches(learned_from, crops, config.batch_size, config.input_size), config)
+        batches = PhotoBatches(learned_from, crops, config.batch_size, config.seed, kept.epochs)
+        learning, learner = _build_learner(network, config, learned_from, len(batches))
+        run.on_early_end(lambda: _keep_model(run.run_id, kept, config, training))
+        if kept.progress:
+            kept.restore(learner.state)
+            _take_over_run(kept.progress, run.run_id)
+        learner.fit(
+            batches,
+            initial_epoch=kept.epochs,
+            epochs=config.epochs,
+            # In this order: each adds to the metrics of the epoch what the next ones use.
+            callbacks=[
+                Validation(
+                    network,
+                    learning,
+                    SquashedBatches([validation], crops, config.batch_size, config.input_size) if hold_out else None,
+                ),
+                Progress(batches.photos, kept.epochs, config.epochs),
+                KeepEpoch(kept, network, run.run_id),
+                EpochMetrics(),
+                AskWhetherToStop(on_epoch),
+            ],
+            # The batches come in an order of their own, which a training that goes on can repeat.
+            shuffle=False,
+            verbose=0,
+        )
+        mlflow.log_figure(report.curves_figure(kept.progress["history"]), "curves.png")
+        mlflow.log_dict(kept.progress["history"], "history.json")
+        model_info = carflavor.log_model(name="model", **_what_to_pack(kept, config, training))
+        _logger.info("Model of epoch %d: %s", kept.progress["best"]["epoch"], model_info.model_uri)
+        kept.remove()
     return model_info
 
 
-def _check(config, training, validation):
-    if config.network not in NETWORKS:
-        raise ValueError(f"Expected network to be one of {', '.join(NETWORKS)}. Received: network={config.network!r}")
-    if config.crop not in CROP_CHOICES:
-        raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={config.crop!r}")
+def _check_data(training, validation):
     if training.class_names != validation.class_names:
         raise ValueError(f"{training.path} and {validation.path}: expected the same class names, got different ones")
     if not len(training) or not len(validation):
@@ -112,13 +203,6 @@ def _check(config, training, validation):
             f"{training.path.parent}: expected photos to train and to validate on, "
             f"got {len(training)} and {len(validation)}"
         )
-    if config.input_size == "auto":
-        return NETWORKS[config.network].input_size
-    if not config.input_size.isdecimal() or not 32 <= int(config.input_size) <= 1024:
-        raise ValueError(
-            f"Expected input_size to be auto or a number from 32 to 1024. Received: input_size={config.input_size!r}"
-        )
-    return int(config.input_size)
 
 
 def _say_what_it_learns_from(training):
@@ -133,174 +217,200 @@ def _say_what_it_learns_from(training):
         )
 
 
-class PhotoBatches(keras.utils.PyDataset):
-    """Training batches of stored squares: uint8 from the HDF5 file to the device, in a new order every epoch.
+def _name_of(config, files):
+    # Where the data lies and whether to resume does not change what is learned.
+    settings = {name: value for name, value in asdict(config).items() if name not in ("data", "preset", "resume")}
+    return checkpoint.digest(settings, files)
+
+
+def device_scope(devices):
+    """Returns the context in which a model is built and fitted on several devices of this machine.
 
     Args:
-        records: `RecordFile`.
-        crops: Crops to take; of several, one is drawn for each photo and epoch.
-        batch_size: Photos a batch. What is left over by an epoch's last whole batch waits for a later epoch: a smaller
-            batch would be a second shape, and TensorFlow compiles the training step anew for each shape.
-        seed: Seed of order and choice.
+        devices: Number of GPUs or, where there is no GPU, of logical CPUs.
+
+    Raises:
+        ValueError: If TensorFlow sees fewer.
     """
-
-    def __init__(self, records, crops, batch_size, seed):
-        super().__init__()
-        self._images = [records.images(crop) for crop in crops]
-        self._targets = keras.utils.to_categorical(records.labels, len(records.class_names))
-        self._batch_size = batch_size
-        self._random = np.random.default_rng(seed)
-        self.on_epoch_end()
-
-    def on_epoch_end(self):
-        rows = len(self._targets)
-        self._order = self._random.permutation(rows)
-        self._choice = self._random.integers(len(self._images), size=rows)
-
-    @property
-    def photos(self):
-        """Number of photos an epoch."""
-        return min(len(self) * self._batch_size, len(self._targets))
-
-    def __len__(self):
-        return max(len(self._targets) // self._batch_size, 1)
-
-    def __getitem__(self, index):
-        rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        return np.stack([self._images[self._choice[row]][row] for row in rows]), self._targets[rows]
+    if devices == 1:
+        return contextlib.nullcontext()
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    found = [device.name for device in tf.config.list_logical_devices(kind)]
+    if not 1 <= devices <= len(found):
+        raise ValueError(f"Expected devices to be from 1 to {len(found)}, the {kind}s here. Received: {devices}")
+    return tf.distribute.MirroredStrategy(found[:devices]).scope()
 
 
-class SquashedBatches(keras.utils.PyDataset):
-    """Validation batches as serving sees photos: every crop of every photo, squashed to the network's size.
-
-    Args:
-        records: `RecordFile`.
-        crops: Crops to take, one after the other.
-        batch_size: Photos a batch.
-        input_size: Side of the network's input in pixels.
-    """
-
-    def __init__(self, records, crops, batch_size, input_size):
-        super().__init__()
-        self._images = [records.images(crop) for crop in crops]
-        self._targets = keras.utils.to_categorical(records.labels, len(records.class_names))
-        self._batch_size = batch_size
-        self._input_size = input_size
-
-    def __len__(self):
-        return -(-len(self._targets) * len(self._images) // self._batch_size)
-
-    def __getitem__(self, index):
-        count = len(self._targets)
-        places = range(index * self._batch_size, min((index + 1) * self._batch_size, count * len(self._images)))
-        photos = [squash(self._images[place // count][place % count], self._input_size) for place in places]
-        return np.stack(photos), self._targets[[place % count for place in places]]
+def _fit_head(network, batches, config):
+    with progress_bar("head", len(batches.labels)) as progress:
+        accuracy = fit_head(network, batches, config.head_epochs, config.label_smoothing, progress.update)
+    mlflow.log_metric("head_accuracy", accuracy)
+    _logger.info("The last layer alone is right about %.1f %% of the training photos", 100 * accuracy)
 
 
-@keras.saving.register_keras_serializable(package="carflavor")
-class ToPixels(layers.Layer):
-    """Rounds floats from 0 to 255 to uint8: what a network sees in training is what it is served."""
-
-    def call(self, inputs):
-        return ops.cast(ops.round(ops.clip(inputs, 0, 255)), "uint8")
-
-
-def build_augmentation(image_size, input_size, seed):
-    """Builds the part of the training graph that crops, resizes, flips, shifts and zooms.
-
-    Args:
-        image_size: Side S of the stored squares in pixels.
-        input_size: Side of the network's input in pixels.
-        seed: Seed of the random layers.
-
-    Returns:
-        `keras.Sequential` from uint8 `(batch, S, S, 3)` to uint8 `(batch, input_size, input_size, 3)`.
-    """
-    cropped = round(_CROP_SHARE * image_size)
-    return keras.Sequential(
-        [
-            keras.Input((image_size, image_size, 3), dtype="uint8"),
-            # One place for all photos of a batch, as Keras draws it; the shift below differs from photo to photo.
-            layers.RandomCrop(cropped, cropped, seed=seed),
-            layers.Resizing(input_size, input_size, antialias=True),
-            layers.RandomFlip("horizontal", seed=seed + 1),
-            layers.RandomTranslation(0.08, 0.08, fill_mode="nearest", seed=seed + 2),
-            # Mostly outwards: the crop before has enlarged the car already.
-            layers.RandomZoom((-0.05, 0.25), fill_mode="nearest", seed=seed + 3),
-            ToPixels(),
-        ],
-        name="augmentation",
+def _build_learner(network, config, learned_from, steps_per_epoch):
+    learning = in_precision(network, config.precision)
+    augmentation = Augmentation(
+        config.input_size,
+        config.min_area,
+        config.color,
+        config.randaugment,
+        config.mixup,
+        config.cutmix,
+        config.seed,
     )
-
-
-class AugmentedNetwork(keras.Model):
-    """A network that augments its photos in training and takes them as they are otherwise."""
-
-    def __init__(self, augmentation, network):
-        super().__init__(name="augmented")
-        self.augmentation = augmentation
-        self.network = network
-
-    def call(self, photos, training=False):
-        if training:
-            photos = self.augmentation(photos, training=True)
-        return self.network(photos, training=training)
-
-
-def _compile(model, config, steps_per_epoch):
-    steps = config.epochs * steps_per_epoch
-    warmup_steps = steps // 10
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
-        warmup_target=config.learning_rate,
-        warmup_steps=warmup_steps,
-        decay_steps=max(steps - warmup_steps, 1),
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    model.compile(
-        optimizer,
+    learner = Learner(learning, augmentation, _class_weights(config.class_weights, learned_from))
+    learner.compile(
+        build_optimizer(config, learning.layers[-1], steps_per_epoch),
         keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
         metrics=["accuracy"],
         # XLA is several times slower on this network's CPU kernels than TensorFlow's own (oneDNN).
         jit_compile=False,
     )
+    learner.optimizer.build(learner.trainable_variables)
+    return learning, learner
 
 
-class BestNetwork(keras.callbacks.Callback):
-    """Keeps the network of the epoch with the best validation accuracy, and of those the first with the least loss.
+def _class_weights(choice, files):
+    if choice == "none":
+        return None
+    counts = np.bincount(np.concatenate([file.labels for file in files]), minlength=len(files[0].class_names))
+    # As scikit-learn's "balanced": every class counts the same in all. A class without photos never occurs.
+    return counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
 
-    Keras's ModelCheckpoint would save the model that is fitted, augmentation included, and under its final name while
-    it still writes.
+
+def _take_over_run(progress, run_id):
+    """Gives this run the curves of the one that was killed, and closes that one."""
+    client = mlflow.MlflowClient()
+    mlflow.set_tag(RESUMED_FROM_TAG, progress["run_id"])
+    now = round(time.time() * 1000)
+    metrics = [
+        Metric(name, value, now, epoch)
+        for name, values in progress["history"].items()
+        for epoch, value in enumerate(values)
+    ]
+    for start in range(0, len(metrics), _METRICS_AT_ONCE):
+        client.log_batch(run_id, metrics[start : start + _METRICS_AT_ONCE])
+    # The store may be another one, or the run deleted: then there is nothing to close.
+    with contextlib.suppress(mlflow.MlflowException):
+        if client.get_run(progress["run_id"]).info.status == "RUNNING":
+            client.set_terminated(progress["run_id"], "KILLED")
+    _logger.info("Going on after epoch %d, where run %s ended", progress["epochs"], progress["run_id"])
+
+
+class Validation(keras.callbacks.Callback):
+    """After each epoch takes the averaged weights over into the network that is kept, and validates that one.
 
     Args:
-        network: The `keras.Model` to keep.
-        path: File to keep it in.
+        network: `keras.Model` that is kept.
+        learning: `keras.Model` that learns.
+        batches: Batches to validate on, or None.
     """
 
-    def __init__(self, network, path):
+    def __init__(self, network, learning, batches):
         super().__init__()
         self._network = network
-        self._rank = None
-        self.path = path
-        self.epoch = None
-        self.accuracy = None
+        self._learning = learning
+        self._batches = batches
+        self._validated = fuse_scales(network)
+        self._validated.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
 
     def on_epoch_end(self, epoch, logs=None):
-        if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
-            return
-        rank = (logs["val_accuracy"], -logs["val_loss"])
-        if self._rank is not None and rank <= self._rank:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name("partial.keras")
-        self._network.save(partial)
-        os.replace(partial, self.path)
-        self._rank, self.epoch, self.accuracy = rank, epoch, float(logs["val_accuracy"])
+        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+        take_averages(self._network, self._learning, self.model)
+        if self._batches is not None:
+            values = self._validated.evaluate(self._batches, verbose=0, return_dict=True)
+            logs |= {"val_loss": values["loss"], "val_accuracy": values["accuracy"]}
 
-    def load(self):
-        """Returns the network that was kept."""
-        return keras.saving.load_model(self.path, compile=False)
+
+class Progress(keras.callbacks.Callback):
+    """Shows one bar over the whole training, and a line an epoch; adds `photos_per_second` to the metrics.
+
+    Args:
+        photos: Training photos an epoch.
+        done: Epochs that were done before.
+        epochs: Number of epochs.
+    """
+
+    def __init__(self, photos, done, epochs):
+        super().__init__()
+        self._photos = photos
+        self._bar = progress_bar("train", photos * epochs, photos * done)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Of the last batch; what follows in the epoch is validation.
+        self._seconds = time.perf_counter() - self._started
+        share = (batch + 1) / self.params["steps"]
+        self._bar.update(round(self._photos * (self._epoch + share)) - self._bar.n)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            raise ValueError(f"The loss is {logs['loss']} after epoch {epoch + 1}: try a smaller learning_rate")
+        logs["photos_per_second"] = self._photos / self._seconds
+        validated = "val_loss" in logs
+        self._bar.write(
+            f"epoch {epoch + 1}/{self.params['epochs']}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.3f}, "
+            + (f"validation loss {logs['val_loss']:.3f}, accuracy {logs['val_accuracy']:.3f}, " if validated else "")
+            + f"{logs['photos_per_second']:.0f} photos/s",
+            # Beside the bar. Standard output waits in a buffer where it is no terminal.
+            file=sys.stderr,
+        )
+
+    def on_train_end(self, logs=None):
+        self._bar.close()
+
+
+class KeepEpoch(keras.callbacks.Callback):
+    """Writes the checkpoint of each epoch, and into it the network of the best one.
+
+    The best is the epoch with the best validation accuracy, and of those the first with the least loss; without
+    validation the last one.
+
+    Args:
+        kept: `carflavor.checkpoint.Checkpoint`.
+        network: The `keras.Model` to keep.
+        run_id: MLflow's id of the run.
+    """
+
+    def __init__(self, kept, network, run_id):
+        super().__init__()
+        self._kept = kept
+        self._network = network
+        self._run_id = run_id
+
+    def on_epoch_end(self, epoch, logs=None):
+        progress = self._kept.progress or {"history": {}, "best": None}
+        history = {name: [*progress["history"].get(name, []), float(value)] for name, value in logs.items()}
+        rank = [logs["val_accuracy"], -logs["val_loss"]] if "val_accuracy" in logs else [epoch]
+        best, is_best = progress["best"], np.isfinite(rank).all()
+        if best is None or is_best and rank > best["rank"]:
+            best = {"epoch": epoch + 1, "validation_accuracy": logs.get("val_accuracy"), "rank": rank}
+        else:
+            is_best = False
+        self._kept.save(
+            self.model.state,
+            self._network if is_best else None,
+            epochs=epoch + 1,
+            run_id=self._run_id,
+            history=history,
+            best=best,
+        )
+
+
+class AskWhetherToStop(keras.callbacks.Callback):
+    """Ends the training after the epoch for which `on_epoch(epoch, metrics)` returns True."""
+
+    def __init__(self, on_epoch):
+        super().__init__()
+        self._on_epoch = on_epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._on_epoch is not None and self._on_epoch(epoch, dict(logs)):
+            self.model.stop_training = True
 
 
 class EpochMetrics(MlflowCallback):
@@ -310,62 +420,33 @@ class EpochMetrics(MlflowCallback):
         pass
 
 
-class Progress(keras.callbacks.Callback):
-    """Shows one bar over the whole training, and a line an epoch; adds `photos_per_second` to the metrics.
-
-    Args:
-        photos: Training photos an epoch.
-        epochs: Number of epochs.
-    """
-
-    def __init__(self, photos, epochs):
-        super().__init__()
-        self._photos = photos
-        self._bar = progress_bar("train", photos * epochs)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        share = (batch + 1) / self.params["steps"]
-        self._bar.update(round(self._photos * (self._epoch + share)) - self._bar.n)
-
-    def on_test_begin(self, logs=None):
-        self._seconds = time.perf_counter() - self._started
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not np.isfinite(logs["loss"]):
-            raise ValueError(f"The loss is {logs['loss']} after epoch {epoch + 1}: try a smaller learning_rate")
-        logs["photos_per_second"] = self._photos / self._seconds
-        self._bar.write(
-            f"epoch {epoch + 1}/{self.params['epochs']}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.3f}, "
-            f"validation loss {logs['val_loss']:.3f}, validation accuracy {logs['val_accuracy']:.3f}, "
-            f"{logs['photos_per_second']:.0f} photos/s",
-            # Beside the bar. Standard output waits in a buffer where it is no terminal.
-            file=sys.stderr,
-        )
-
-    def on_train_end(self, logs=None):
-        self._bar.close()
-
-
-def _pack_arguments(config, training):
+def _what_to_pack(kept, config, training):
+    """Returns the arguments of `carflavor.save_model` for the network of the best epoch."""
+    best = kept.progress["best"]
     return {
+        "network": keras.saving.load_model(kept.best_path, compile=False),
         "class_names": training.class_names,
         "crop_margin": training.settings["crop_margin"],
         "image_size": training.image_size,
-        "training": {**asdict(config), "data": training.settings},
+        "training": {
+            **asdict(config),
+            "data": training.settings,
+            "best_epoch": best["epoch"],
+            "validation_accuracy": best["validation_accuracy"],
+        },
     }
 
 
-def _keep_checkpoint(run_id, best, packed):
-    if best.epoch is None:
+def _keep_model(run_id, kept, config, training):
+    if kept.epochs == 0:
         _logger.warning("No epoch came to its end: there is no model to keep")
         return
-    folder = best.path.parent / "model"
-    packed["training"] |= {"best_epoch": best.epoch + 1, "validation_accuracy": best.accuracy}
-    carflavor.save_model(best.load(), folder, **packed)
-    mlflow.MlflowClient().log_artifacts(run_id, folder, "model")
-    shutil.rmtree(best.path.parent)
-    _logger.warning("Kept the model of epoch %d: runs:/%s/model", best.epoch + 1, run_id)
+    with tempfile.TemporaryDirectory(dir=kept.folder) as folder:
+        carflavor.save_model(path=Path(folder) / "model", **_what_to_pack(kept, config, training))
+        mlflow.MlflowClient().log_artifacts(run_id, Path(folder) / "model", "model")
+    _logger.warning(
+        "Kept the model of epoch %d: runs:/%s/model. The same command goes on after epoch %d",
+        kept.progress["best"]["epoch"],
+        run_id,
+        kept.epochs,
+    )

@@ -1,34 +1,51 @@
 import click
 
-from carflavor.command import StepCommand
+from carflavor.command import AutoOr, StepCommand
 from carflavor.networks import NETWORKS
-from carflavor.train import CROP_CHOICES, TrainConfig, train
+from carflavor.recipes import PRESETS
+from carflavor.train import (
+    CLASS_WEIGHT_CHOICES,
+    CROP_CHOICES,
+    PRECISION_CHOICES,
+    VALIDATION_CHOICES,
+    TrainConfig,
+    train,
+)
+
+
+def recipe_option(flag, click_type):
+    """An option that is `auto` unless it is given: then the preset says it."""
+    return click.option(flag, default="auto", show_default=True, type=AutoOr(click_type))
 
 
 @click.command(cls=StepCommand)
 @click.option("--data", default=TrainConfig.data, show_default=True, help="Folder of record files, or sample.")
-@click.option("--network", default=TrainConfig.network, show_default=True, type=click.Choice(list(NETWORKS)))
-@click.option("--crop", default=TrainConfig.crop, show_default=True, type=click.Choice(list(CROP_CHOICES)))
-@click.option(
-    "--input-size",
-    default=TrainConfig.input_size,
-    show_default=True,
-    help="Side of the network's input in pixels, or auto.",
-)
-@click.option("--epochs", default=TrainConfig.epochs, show_default=True, type=click.IntRange(1))
-@click.option("--batch-size", default=TrainConfig.batch_size, show_default=True, type=click.IntRange(1))
-@click.option(
-    "--learning-rate",
-    default=TrainConfig.learning_rate,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Highest learning rate.",
-)
-@click.option("--weight-decay", default=TrainConfig.weight_decay, show_default=True, type=click.FloatRange(0))
-@click.option("--label-smoothing", default=TrainConfig.label_smoothing, show_default=True, type=click.FloatRange(0, 1))
+@click.option("--preset", default=TrainConfig.preset, show_default=True, type=click.Choice(list(PRESETS)))
+@recipe_option("--network", click.Choice(list(NETWORKS)))
+@recipe_option("--weights", click.STRING)
+@recipe_option("--crop", click.Choice(list(CROP_CHOICES)))
+@recipe_option("--input-size", click.IntRange(32, 1024))
+@recipe_option("--head-epochs", click.IntRange(0))
+@recipe_option("--epochs", click.IntRange(1))
+@recipe_option("--batch-size", click.IntRange(1))
+@recipe_option("--learning-rate", click.FloatRange(0, min_open=True))
+@recipe_option("--backbone-rate", click.FloatRange(0, 1))
+@recipe_option("--weight-decay", click.FloatRange(0))
+@recipe_option("--label-smoothing", click.FloatRange(0, 1))
+@recipe_option("--min-area", click.FloatRange(0, 1, min_open=True))
+@recipe_option("--color", click.FloatRange(0, 1))
+@recipe_option("--randaugment", click.FloatRange(0, 1))
+@recipe_option("--mixup", click.FloatRange(0))
+@recipe_option("--cutmix", click.FloatRange(0))
+@recipe_option("--ema", click.FloatRange(0, 1, max_open=True))
+@recipe_option("--class-weights", click.Choice(CLASS_WEIGHT_CHOICES))
+@recipe_option("--precision", click.Choice(PRECISION_CHOICES))
+@click.option("--validation", default=TrainConfig.validation, show_default=True, type=click.Choice(VALIDATION_CHOICES))
+@click.option("--devices", default=TrainConfig.devices, show_default=True, type=click.IntRange(1))
+@click.option("--resume", default=TrainConfig.resume, show_default=True, type=bool)
 @click.option("--seed", default=TrainConfig.seed, show_default=True, type=click.IntRange(0))
 def main(**options):
-    """Trains a network and logs it as a carflavor model."""
+    """Trains a network and logs it as a carflavor model. What is `auto` is taken from the preset."""
     train(TrainConfig(**options))
 
 

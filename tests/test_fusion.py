@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from carflavor.layers import Scale
+from carflavor.learner import in_precision
 from carflavor.networks.fusion import fuse_scales
 
 
@@ -45,7 +46,7 @@ def test_fused_network_computes_the_same(norm_options, photos):
     network = with_random_variables(build_network(norm_options), 1)
     twin = with_random_variables(build_network(norm_options), 1)
     fused = fuse_scales(twin)
-    assert any(layer.name == "bn_scaled" for layer in fused.layers)
+    assert [layer.name for layer in fused.layers if "bn" in layer.name] == ["scale_of_bn"]
     assert not any(isinstance(layer, Scale) for layer in fused.layers)
 
     outputs, gradients = train_step(network, photos)
@@ -60,6 +61,18 @@ def test_fused_network_computes_the_same(norm_options, photos):
         expected = getattr(network.get_layer("bn"), name).numpy()
         np.testing.assert_allclose(getattr(twin.get_layer("bn"), name).numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(fused(photos, training=False), network(photos, training=False), rtol=1e-5)
+
+
+def test_bfloat16_feature_maps_leave_variables_and_statistics_in_float32(photos):
+    network = with_random_variables(build_network({}), 5)
+    network.get_layer("scale").gamma.assign([1.001] * 4)  # which bfloat16 would round to 1
+    mixed = in_precision(network, "mixed_bfloat16")
+    layers_by_network = [fuse_scales(network).get_layer("scale_of_bn"), fuse_scales(mixed).get_layer("scale_of_bn")]
+    features = tf.constant(np.repeat(photos[..., :1], 4, axis=3))
+    assert layers_by_network[1](tf.cast(features, tf.bfloat16), training=True).dtype == tf.bfloat16
+    layers_by_network[0](tf.cast(tf.cast(features, tf.bfloat16), tf.float32), training=True)
+    expected, outputs = (layer(features, training=False).numpy() for layer in layers_by_network)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
 def test_golden_statistics():
@@ -94,8 +107,14 @@ def test_network_can_be_saved_after_fusion(photos, tmp_path):
     np.testing.assert_allclose(loaded(photos), fused(photos, training=False), rtol=1e-5)
 
 
+def test_network_can_be_fused_twice(photos):
+    network = with_random_variables(build_network({}), 4)
+    first, second = fuse_scales(network), fuse_scales(network)
+    np.testing.assert_array_equal(first(photos), second(photos))
+
+
 def test_scale_without_normalisation_is_refused():
     inputs = keras.Input((4,))
     network = keras.Model(inputs, Scale(name="alone")(layers.Dense(2, name="fc")(inputs)))
-    with pytest.raises(ValueError, match="Expected a BatchNormalization before alone. Received: fc"):
+    with pytest.raises(ValueError, match="Expected a BatchNormalization before alone. Received: another layer"):
         fuse_scales(network)

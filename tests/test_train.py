@@ -1,4 +1,6 @@
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import carflavor
 from carflavor.data.records import RecordFile, RecordWriter
 from carflavor.networks import NETWORKS, Network
 from carflavor.networks.resnet import _basic_block, build_resnet
-from carflavor.train import AugmentedNetwork, PhotoBatches, SquashedBatches, TrainConfig, build_augmentation, train
+from carflavor.recipes import PRESETS
+from carflavor.train import TrainConfig, train
 
 PROJECT = Path(__file__).parents[1]
 COLOURS = [(220, 40, 40), (40, 200, 60), (50, 60, 220)]
@@ -30,14 +33,17 @@ def write_split(path, rows, crops=("box", "full"), names=("red", "green", "blue"
             writer.append(images, label, f"{row}.jpg", (size, size), (0, 0, size, size))
 
 
+def add_tiny_network():
+    """Puts a real network that TensorFlow compiles in a second beside those that users choose from."""
+    NETWORKS["tiny"] = Network(
+        lambda num_classes, input_size: build_resnet([1], _basic_block, num_classes, input_size, "tiny"), 32
+    )
+
+
 @pytest.fixture(autouse=True)
 def tiny_network_by_name(monkeypatch):
-    """A real network that TensorFlow compiles in a second, beside those that users choose from."""
-    monkeypatch.setitem(
-        NETWORKS,
-        "tiny",
-        Network(lambda num_classes, input_size: build_resnet([1], _basic_block, num_classes, input_size, "tiny"), 32),
-    )
+    monkeypatch.delitem(NETWORKS, "tiny", raising=False)  # has it removed after the test
+    add_tiny_network()
 
 
 @pytest.fixture
@@ -58,11 +64,13 @@ def test_train_learns_and_logs_a_model(store, data):
     history = mlflow.artifacts.load_dict(f"runs:/{info.run_id}/history.json")
     assert len(history["loss"]) == len(history["val_accuracy"]) == 3
     assert history["loss"][-1] < history["loss"][0]
-    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "photos_per_second"):
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "photos_per_second", "learning_rate"):
         assert [point.step for point in store.get_metric_history(info.run_id, name)] == [0, 1, 2]
     artifacts = {artifact.path for artifact in store.list_artifacts(info.run_id)}
-    assert {"config.json", "curves.png", "data.json", "history.json"} <= artifacts
+    assert {"config.json", "resolved_config.json", "curves.png", "data.json", "history.json"} <= artifacts
     config = mlflow.artifacts.load_dict(f"runs:/{info.run_id}/config.json")
+    assert (config["epochs"], config["learning_rate"], config["crop"]) == (3, 0.003, "auto")
+    config = mlflow.artifacts.load_dict(f"runs:/{info.run_id}/resolved_config.json")
     assert (config["epochs"], config["learning_rate"], config["crop"]) == (3, 0.003, "box")
     assert run.data.tags["carflavor.step"] == "train"
     assert run.data.tags["carflavor.data"] == "colours"
@@ -81,6 +89,9 @@ def test_logged_model_is_that_of_the_best_epoch(store, data):
     values = [point.value for point in store.get_metric_history(info.run_id, "val_accuracy")]
     manifest = mlflow.artifacts.load_dict(f"runs:/{info.run_id}/model/manifest.json")
     assert manifest["training"]["validation_accuracy"] == max(values)
+    losses = [point.value for point in store.get_metric_history(info.run_id, "val_loss")]
+    best = max(range(3), key=lambda epoch: (values[epoch], -losses[epoch]))
+    assert manifest["training"]["best_epoch"] == best + 1
     classifier = carflavor.load_model(f"runs:/{info.run_id}/model")
     with RecordFile(data / "validation.h5") as validation:
         probabilities = classifier.predict_probabilities(list(validation.images("box")[:]))
@@ -97,71 +108,24 @@ def test_same_seed_gives_the_same_curve(store, data):
     assert not np.allclose(curves["first"], curves["other"], rtol=1e-3)
 
 
-def test_training_batches_are_the_stored_bytes(data):
-    with RecordFile(data / "train.h5") as records:
-        batches = PhotoBatches(records, ("box",), batch_size=20, seed=0)
-        assert len(batches) == 2  # 48 photos: eight wait for a later epoch
-        photos, targets = batches[0]
-        assert (photos.dtype, photos.shape, targets.shape) == (np.uint8, (20, 40, 40, 3), (20, 3))
-        stored = records.images("box")[:]
-        for photo, target in zip(photos, targets, strict=True):
-            row = np.flatnonzero((stored == photo).all(axis=(1, 2, 3)))
-            assert records.labels[row].tolist() == [target.argmax()]
-        first = photos.copy()
-        batches.on_epoch_end()
-        assert not np.array_equal(batches[0][0], first)
-
-
-def test_mixed_batches_draw_both_crops_and_validate_on_both(data):
-    with RecordFile(data / "train.h5") as records:
-        photos, _ = PhotoBatches(records, ("box", "full"), batch_size=48, seed=0)[0]
-        dark = (photos.max(axis=(1, 2, 3)) < 128).mean()
-        assert 0.2 < dark < 0.8
-        validation = SquashedBatches(records, ("box", "full"), batch_size=40, input_size=32)
-        assert len(validation) == 3
-        photos = np.concatenate([validation[index][0] for index in range(3)])
-        assert photos.shape == (96, 32, 32, 3)
-        assert (photos.max(axis=(1, 2, 3)) < 128).sum() == 48
-
-
-def test_few_photos_still_make_a_batch(tmp_path):
-    write_split(tmp_path / "train.h5", [0, 1, 2])
-    with RecordFile(tmp_path / "train.h5") as records:
-        batches = PhotoBatches(records, ("box",), batch_size=32, seed=0)
-        assert len(batches) == 1
-        assert batches[0][0].shape == (3, 40, 40, 3)
-
-
-def test_augmentation_changes_photos_in_training_only():
-    photos = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), "uint8")
-    augmentation = build_augmentation(40, 32, seed=0)
-    first, second = (np.asarray(augmentation(photos, training=True)) for _ in range(2))
-    assert first.dtype == np.uint8 and first.shape == (4, 32, 32, 3)
-    assert not np.array_equal(first, second)
-
-    class Mean:
-        def __call__(self, photos, training):
-            return photos
-
-    model = AugmentedNetwork(augmentation, Mean())
-    np.testing.assert_array_equal(model(photos, training=False), photos)
-    assert np.asarray(model(photos, training=True)).shape == (4, 32, 32, 3)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
             {"network": "vgg"},
-            "Expected network to be one of resnet18, resnet50, resnet101, resnet152, tiny. Received: network='vgg'",
+            "Expected network to be one of resnet18, .*, tiny. Received: network='vgg'",
         ),
         ({"crop": "half"}, "Expected crop to be one of box, full, mixed. Received: crop='half'"),
         (
             {"input_size": "big"},
             "Expected input_size to be auto or a number from 32 to 1024. Received: input_size='big'",
         ),
-        ({"input_size": "16"}, "Received: input_size='16'"),
-        ({"input_size": "-96"}, "Received: input_size='-96'"),
+        ({"input_size": 16}, "Received: input_size=16"),
+        ({"preset": "fast"}, "Expected preset to be one of scratch, quick, article, best. Received: preset='fast'"),
+        ({"precision": "float16"}, "Expected precision to be one of float32, mixed_bfloat16. Received: .*'float16'"),
+        ({"validation": "none"}, "Expected validation to be one of hold_out, train. Received: validation='none'"),
+        ({"class_weights": "yes"}, "Expected class_weights to be one of none, balanced. Received: .*'yes'"),
+        ({"devices": 64}, "Expected devices to be from 1 to 1, the CPUs here. Received: 64"),
     ],
 )
 def test_train_refuses_parameters(store, data, changes, message):
@@ -169,7 +133,149 @@ def test_train_refuses_parameters(store, data, changes, message):
         train(small(data, **changes))
     (run,) = store.search_runs(["0"])
     assert run.info.status == "FAILED"
-    assert message in Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/error.txt")).read_text()
+    error = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/error.txt")).read_text()
+    assert re.search(message, error)
+
+
+def test_every_preset_says_all_that_can_be_auto():
+    automatic = {field.name for field in dataclasses.fields(TrainConfig) if field.default == "auto"}
+    assert {name: set(preset) for name, preset in PRESETS.items()} == dict.fromkeys(PRESETS, automatic)
+    for preset in PRESETS:
+        assert "auto" not in dataclasses.asdict(TrainConfig(preset=preset).resolved()).values()
+
+
+def test_preset_gives_way_to_what_is_said():
+    config = TrainConfig(preset="article", epochs=2).resolved()
+    assert (config.network, config.epochs, config.input_size) == ("efficientnet-lite0", 2, 192)
+
+
+def test_train_uses_every_part_of_the_recipe(store, data):
+    info = train(
+        small(
+            data,
+            crop="mixed",
+            head_epochs=2,
+            backbone_rate=0.5,
+            color=0.3,
+            randaugment=0.2,
+            mixup=0.2,
+            cutmix=1.0,
+            ema=0.9,
+            class_weights="balanced",
+            precision="mixed_bfloat16",
+        )
+    )
+    assert store.get_run(info.run_id).data.metrics["head_accuracy"] > 0.3
+    network = carflavor.load_model(f"runs:/{info.run_id}/model").engine.network
+    assert {layer.compute_dtype for layer in network.layers} == {"float32", "uint8"} - {"uint8"}
+
+
+def test_final_training_learns_from_the_validation_photos_and_keeps_the_last_epoch(store, data):
+    info = train(small(data, validation="train", epochs=2, batch_size=20))
+    run = store.get_run(info.run_id)
+    assert "val_accuracy" not in run.data.metrics
+    history = mlflow.artifacts.load_dict(f"runs:/{info.run_id}/history.json")
+    assert len(history["loss"]) == 2
+    training = mlflow.artifacts.load_dict(f"runs:/{info.run_id}/model/manifest.json")["training"]
+    assert (training["best_epoch"], training["validation_accuracy"], training["validation"]) == (2, None, "train")
+
+
+def test_on_epoch_ends_the_training(store, data):
+    seen = []
+
+    def on_epoch(epoch, metrics):
+        seen.append((epoch, metrics["val_accuracy"]))
+        return epoch == 1
+
+    info = train(small(data, epochs=5), on_epoch)
+    values = [point.value for point in store.get_metric_history(info.run_id, "val_accuracy")]
+    assert seen == list(enumerate(values)) and len(seen) == 2
+
+
+def curve_and_weights(store, run_id):
+    curves = {
+        name: [(point.step, point.value) for point in store.get_metric_history(run_id, name)]
+        for name in ("loss", "val_loss", "learning_rate")
+    }
+    return curves, carflavor.load_model(f"runs:/{run_id}/model").engine.network.get_weights()
+
+
+def test_killed_training_goes_on_where_it_was(store, data, clean_environment):
+    """The first training is a process of its own that kills itself with SIGKILL after its second epoch."""
+    recipe = {"epochs": 4, "mixup": 0.2, "cutmix": 1.0, "color": 0.3, "ema": 0.9, "crop": "mixed", "head_epochs": 2}
+    program = f"""
+import os, signal, sys
+sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / "tests")!r}]
+import mlflow
+from test_train import add_tiny_network, small
+from carflavor.train import train
+add_tiny_network()
+mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})
+train(small({str(data)!r}, **{recipe!r}), lambda epoch, metrics: epoch == 1 and os.kill(os.getpid(), signal.SIGKILL))
+"""
+    environment = {**clean_environment, "CARFLAVOR_HOME": os.environ["CARFLAVOR_HOME"]}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (dead,) = store.search_runs(["0"])
+    assert dead.info.status == "RUNNING"
+
+    resumed = train(small(data, **recipe)).run_id
+    undisturbed = train(small(data, **recipe)).run_id
+    assert store.get_run(dead.info.run_id).info.status == "KILLED"
+    assert store.get_run(resumed).data.tags["carflavor.resumed_from"] == dead.info.run_id
+    assert "carflavor.resumed_from" not in store.get_run(undisturbed).data.tags
+
+    curves, weights = curve_and_weights(store, resumed)
+    expected_curves, expected_weights = curve_and_weights(store, undisturbed)
+    for name, points in expected_curves.items():
+        assert [step for step, _ in curves[name]] == [0, 1, 2, 3]
+        np.testing.assert_allclose(curves[name], points, rtol=1e-3, err_msg=name)
+    for weight, expected in zip(weights, expected_weights, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=0.02, atol=1e-3)
+
+
+def test_training_begins_anew_where_resume_is_false(store, data):
+    with pytest.raises(RuntimeError):
+        train(small(data), fail_after_the_second_epoch)
+    info = train(small(data, resume=False))
+    assert "carflavor.resumed_from" not in store.get_run(info.run_id).data.tags
+    assert len(store.get_metric_history(info.run_id, "loss")) == 3
+
+
+def fail_after_the_second_epoch(epoch, metrics):
+    if epoch == 1:
+        raise RuntimeError
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint(store, data):
+    with pytest.raises(RuntimeError):
+        train(small(data), fail_after_the_second_epoch)
+    info = train(small(data, learning_rate=0.01))
+    assert "carflavor.resumed_from" not in store.get_run(info.run_id).data.tags
+
+
+def test_one_batch_is_shared_by_two_devices(store, data, clean_environment):
+    """Logical devices must be declared before TensorFlow starts: a process of its own."""
+    program = f"""
+import sys
+sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / "tests")!r}]
+import mlflow, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from test_train import add_tiny_network, small
+from carflavor.train import train
+add_tiny_network()
+mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})
+info = train(small({str(data)!r}, devices=2, ema=0.9, mixup=0.2, learning_rate=0.003))
+print("replicas", tf.distribute.get_strategy().num_replicas_in_sync, info.run_id)
+"""
+    environment = {**clean_environment, "CARFLAVOR_HOME": os.environ["CARFLAVOR_HOME"]}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    run_id = ended.stdout.split()[-1]
+    history = mlflow.artifacts.load_dict(f"runs:/{run_id}/history.json")
+    assert history["loss"][-1] < history["loss"][0]
+    assert carflavor.load_model(f"runs:/{run_id}/model").class_names == ["red", "green", "blue"]
 
 
 def test_train_says_when_it_diverges(store, data):

@@ -19,26 +19,27 @@ def fuse_scales(network):
     for training only: what is saved is `network`, whose variables it shares.
 
     Args:
-        network: Functional `keras.Model` in which every `Scale` takes the output of a `BatchNormalization` that nothing
-            else takes.
+        network: Functional `keras.Model` in which every `Scale` takes the output of a `BatchNormalization`.
 
     Returns:
         `keras.Model`.
+
+    Raises:
+        ValueError: If a `Scale` takes something else.
     """
-    norms = {}
-    for layer in network.layers:
-        if isinstance(layer, Scale):
-            producer = layer.input._keras_history.operation
-            if not isinstance(producer, keras.layers.BatchNormalization):
-                raise ValueError(f"Expected a BatchNormalization before {layer.name}. Received: {producer.name}")
-            norms[producer.name] = layer
+    normalised = {}
 
     def call_layer(layer, inputs, *args, **kwargs):
-        if layer.name in norms:
-            return ScaledBatchNormalization(layer, norms[layer.name], name=f"{layer.name}_scaled")(inputs)
         if isinstance(layer, Scale):
-            return inputs  # done already
-        return layer(inputs, *args, **kwargs)
+            if id(inputs) not in normalised:
+                raise ValueError(f"Expected a BatchNormalization before {layer.name}. Received: another layer")
+            norm, inputs = normalised[id(inputs)]
+            return ScaledBatchNormalization(norm, layer, name=f"{layer.name}_of_{norm.name}")(inputs)
+        outputs = layer(inputs, *args, **kwargs)
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # Of the new graph only what leads to its end stays: where a Scale follows, not this output.
+            normalised[id(outputs)] = (layer, inputs)
+        return outputs
 
     return keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call_layer)
 
@@ -53,8 +54,8 @@ class ScaledBatchNormalization(keras.layers.Layer):
     """
 
     def __init__(self, norm, scale, **kwargs):
-        # Without autocast: statistics stay in float32 where feature maps are bfloat16.
-        super().__init__(autocast=False, dtype=norm.dtype_policy, **kwargs)
+        # A float32 layer that casts nothing: statistics stay in float32 where feature maps are bfloat16.
+        super().__init__(autocast=False, dtype="float32", **kwargs)
         self.norm = norm
         self.scale = scale
         self.built = True

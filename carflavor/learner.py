@@ -1,0 +1,168 @@
+"""The model that is fitted: a network in its training form, augmentation before it, an average behind it."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from carflavor.networks.fusion import fuse_scales
+
+_HEAD_BATCH = 64
+_HEAD_LEARNING_RATE = 0.003
+
+
+class Learner(keras.Model):
+    """Augments photos and fits a network to them.
+
+    Args:
+        network: `keras.Model` that learns; its last layer is the head.
+        augmentation: Layer from `(photos, targets)` to `(photos, targets)`.
+        class_weights: (C,) float32, what a photo of each class counts, or None.
+    """
+
+    def __init__(self, network, augmentation, class_weights=None):
+        super().__init__(name="learner")
+        self.network = fuse_scales(network)
+        self.augmentation = augmentation
+        self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
+
+    @property
+    def state(self):
+        """Variables that a training which goes on needs: of layers, random generators and the built optimizer."""
+        return [*self.network.variables, *self.augmentation.variables, *self.optimizer.variables]
+
+    def call(self, photos, training=False):
+        if photos.shape[1:] != self.network.input_shape[1:]:
+            # Stored squares, on which Keras tries a model before it is fitted on several devices.
+            photos = keras.ops.image.resize(photos, self.network.input_shape[1:3])
+        return self.network(photos, training=training)
+
+    def train_step(self, data):
+        photos, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+        photos, targets = self.augmentation(photos, targets)
+        if self._class_weights is None:
+            return super().train_step((photos, targets))
+        # Of a mixed target, the mean of what its classes count.
+        return super().train_step((photos, targets, tf.linalg.matvec(targets, self._class_weights)))
+
+
+class TwoRateAdamW(keras.optimizers.AdamW):
+    """AdamW with a lower learning rate for all but the head: pretrained layers need less change than a new one.
+
+    Args:
+        head: The layer that learns at the full rate.
+        backbone_rate: Factor of the learning rate for all other layers.
+        learning_rate: Learning rate or schedule.
+        **kwargs: What `keras.optimizers.AdamW` takes.
+    """
+
+    def __init__(self, head, backbone_rate, learning_rate, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self._head_variables = {id(variable) for variable in head.trainable_variables}
+        self._backbone_rate = backbone_rate
+
+    def update_step(self, gradient, variable, learning_rate):
+        own = self._trainable_variables[self._get_variable_index(variable)]
+        rate = 1.0 if id(own) in self._head_variables else self._backbone_rate
+        super().update_step(gradient, variable, learning_rate * rate)
+
+
+def build_optimizer(config, head, steps_per_epoch):
+    """Builds AdamW whose learning rate rises for a tenth of the steps and falls as a cosine to zero.
+
+    Args:
+        config: `TrainConfig` without `auto`.
+        head: Last layer of the network that learns.
+        steps_per_epoch: Batches an epoch.
+    """
+    steps = config.epochs * steps_per_epoch
+    warmup_steps = steps // 10
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        warmup_target=config.learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=max(steps - warmup_steps, 1),
+    )
+    optimizer = TwoRateAdamW(
+        head,
+        config.backbone_rate,
+        schedule,
+        weight_decay=config.weight_decay,
+        **({"use_ema": True, "ema_momentum": config.ema} if config.ema else {}),
+    )
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    return optimizer
+
+
+def in_precision(network, precision):
+    """Returns a copy of a network with the same values that computes in another precision.
+
+    Args:
+        network: `keras.Model`.
+        precision: Name of a Keras dtype policy. The last layer keeps its own: probabilities are float32.
+    """
+
+    def clone_layer(layer):
+        own = layer is network.layers[-1]
+        return type(layer).from_config(layer.get_config() | ({} if own else {"dtype": precision}))
+
+    copy = keras.models.clone_model(network, clone_function=clone_layer)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def take_averages(network, learning, learner):
+    """Gives a network the averaged values of the one that learns, or its present ones where none are averaged.
+
+    Args:
+        network: `keras.Model` to assign to.
+        learning: `keras.Model` of the same layers, the one that `learner` was made of.
+        learner: Compiled `Learner`.
+    """
+    counterparts = {}
+    for variable, learned in zip(network.variables, learning.variables, strict=True):
+        variable.assign(learned)
+        counterparts[id(learned)] = variable
+    if learner.optimizer.use_ema:
+        # The optimizer's own way to write its averages into variables, in the order in which it knows them: here into
+        # those of another network.
+        learner.optimizer.finalize_variable_values([counterparts[id(own)] for own in learner.trainable_variables])
+
+
+def fit_head(network, batches, epochs, label_smoothing, on_photos):
+    """Trains the last layer on what the layers before it make of the photos, computed once.
+
+    It takes seconds where training the whole network takes minutes, and spares pretrained layers the gradients of a
+    head that knows nothing.
+
+    Args:
+        network: `keras.Model` whose last layer is a softmax `Dense`.
+        batches: `keras.utils.PyDataset` of photos as the network takes them, uint8, and one-hot targets.
+        epochs: Times that the features are gone through.
+        label_smoothing: As in training.
+        on_photos: Function that is called with the number of photos of each batch whose features are there.
+
+    Returns:
+        Share of the photos that the network is right about now.
+    """
+    head = network.layers[-1]
+    backbone = fuse_scales(keras.Model(network.input, head.input))
+    backbone.compile(jit_compile=False)
+    features, targets = [], []
+    for index in range(len(batches)):
+        photos, batch_targets = batches[index]
+        features.append(backbone.predict_on_batch(photos))
+        targets.append(batch_targets)
+        on_photos(len(photos))
+    features, targets = np.concatenate(features), np.concatenate(targets)
+
+    model = keras.Sequential([keras.Input(features.shape[1:]), keras.layers.Dense(head.units, activation="softmax")])
+    steps = epochs * -(-len(features) // _HEAD_BATCH)
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(_HEAD_LEARNING_RATE, steps)),
+        keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    history = model.fit(features, targets, batch_size=_HEAD_BATCH, epochs=epochs, verbose=0)
+    head.set_weights(model.layers[-1].get_weights())
+    return history.history["accuracy"][-1]

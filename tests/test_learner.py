@@ -1,0 +1,107 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from carflavor.augmentation import Augmentation
+from carflavor.learner import Learner, build_optimizer, fit_head, in_precision, take_averages
+from carflavor.networks.resnet import _basic_block, build_resnet
+from carflavor.train import TrainConfig
+
+TARGETS = np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
+
+
+@pytest.fixture
+def network():
+    keras.utils.set_random_seed(0)
+    return build_resnet([1], _basic_block, 3, 32, "tiny")
+
+
+@pytest.fixture
+def photos():
+    return np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), "uint8")
+
+
+def build_learner(network, class_weights=None, **settings):
+    config = TrainConfig(epochs=10, weight_decay=0.0, label_smoothing=0.0, **settings).resolved()
+    learner = Learner(network, Augmentation(32, 1.0, 0.0, 0.0, 0.0, 0.0, seed=0), class_weights)
+    learner.compile(build_optimizer(config, network.layers[-1], 10), "categorical_crossentropy", jit_compile=False)
+    return learner
+
+
+def test_learning_rate_rises_and_falls(network):
+    schedule = build_optimizer(
+        TrainConfig(epochs=10, learning_rate=0.1).resolved(), network.layers[-1], 10
+    )._learning_rate
+    rates = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(rates, [0.0, 0.05, 0.1, 0.05, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("backbone_rate", "share"), [(1.0, 1.0), (0.25, 0.25), (0.0, 0.0)])
+def test_backbone_learns_at_its_share_of_the_rate(network, backbone_rate, share):
+    learner = build_learner(network, learning_rate=0.01, backbone_rate=backbone_rate)
+    learner.optimizer.iterations.assign(10)  # the warm-up is over
+    before = [variable.numpy() for variable in learner.trainable_variables]
+    # Under one gradient everywhere AdamW takes one step everywhere.
+    learner.optimizer.apply([tf.ones_like(value) for value in before], learner.trainable_variables)
+    steps = [value - variable.numpy() for variable, value in zip(learner.trainable_variables, before, strict=True)]
+    head_step = steps[-1][0]
+    assert head_step > 0.001
+    for step in steps[:-2]:
+        np.testing.assert_allclose(step, head_step * share, rtol=1e-3, atol=1e-7)
+    for step in steps[-2:]:
+        np.testing.assert_allclose(step, head_step, rtol=1e-3)
+
+
+def test_class_weights_count_by_the_mixed_target(network, photos):
+    def loss(class_weights):
+        learner = build_learner(network, class_weights, learning_rate=1e-12)
+        return learner.fit(photos, TARGETS, batch_size=6, verbose=0).history["loss"][0]
+
+    assert loss([2.0, 2.0, 2.0]) == pytest.approx(2 * loss(None), rel=1e-4)
+    assert loss([0.0, 0.0, 0.0]) == 0.0
+
+
+def test_averages_go_to_the_network_that_is_kept(network, photos):
+    learning = in_precision(network, "float32")
+    learner = build_learner(learning, learning_rate=0.01, ema=0.5)
+    optimizer = learner.optimizer
+    optimizer.build(learner.trainable_variables)
+    start = [variable.numpy() for variable in learning.trainable_variables]
+    seen = []
+    for _ in range(2):
+        learner.train_on_batch(photos, TARGETS)
+        seen.append([variable.numpy() for variable in learning.trainable_variables])
+    take_averages(network, learning, learner)
+    for kept, values in zip(network.trainable_variables, zip(start, *seen, strict=True), strict=True):
+        np.testing.assert_allclose(kept.numpy(), 0.25 * values[0] + 0.25 * values[1] + 0.5 * values[2], atol=1e-6)
+    # What is not trained, the moving statistics, is taken as it is.
+    for kept, learned in zip(network.non_trainable_variables, learning.non_trainable_variables, strict=True):
+        np.testing.assert_array_equal(kept.numpy(), learned.numpy())
+
+
+def test_in_precision_computes_in_bfloat16_but_for_the_head(network, photos):
+    copy = in_precision(network, "mixed_bfloat16")
+    dtypes = {layer.name: layer.compute_dtype for layer in copy.layers[1:]}
+    assert dtypes.pop("fc") == "float32"
+    assert set(dtypes.values()) == {"bfloat16"}
+    assert {variable.dtype for variable in copy.trainable_variables} == {"float32"}
+    np.testing.assert_allclose(copy(photos), network(photos), atol=0.02)
+    assert not np.array_equal(copy(photos), network(photos))
+
+
+def test_fit_head_trains_the_last_layer_alone(network, photos):
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return photos[3 * index : 3 * index + 3], TARGETS[3 * index : 3 * index + 3]
+
+    before = network.get_weights()
+    counts = []
+    accuracy = fit_head(network, Batches(), epochs=300, label_smoothing=0.0, on_photos=counts.append)
+    assert counts == [3, 3]
+    changed = [not np.array_equal(old, new) for old, new in zip(before, network.get_weights(), strict=True)]
+    assert changed == [False] * (len(before) - 2) + [True, True]
+    assert accuracy == np.mean(network(photos).numpy().argmax(axis=1) == TARGETS.argmax(axis=1)) > 0.5
