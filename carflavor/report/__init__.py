@@ -1,0 +1,28 @@
+"""Figures and the HTML report from numbers and photos.
+
+Figures are plain `matplotlib.figure.Figure` objects, never pyplot's: nothing global is touched, so they can be drawn in
+any thread and are freed with their last reference.
+"""
+
+from carflavor.report.classes import class_bars_figure, confusion_figure
+from carflavor.report.comparison import comparison_figure
+from carflavor.report.curves import curves_figure
+from carflavor.report.page import Section, render_report, write_report
+from carflavor.report.photos import ConfusedPair, confused_pairs_figure, overlay_heat, photo_grid_figure
+from carflavor.report.probabilities import rejection_figure, reliability_figure
+
+__all__ = [
+    "ConfusedPair",
+    "Section",
+    "class_bars_figure",
+    "comparison_figure",
+    "confused_pairs_figure",
+    "confusion_figure",
+    "curves_figure",
+    "overlay_heat",
+    "photo_grid_figure",
+    "rejection_figure",
+    "reliability_figure",
+    "render_report",
+    "write_report",
+]
