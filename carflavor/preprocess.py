@@ -14,8 +14,9 @@ import numpy as np
 
 import carflavor
 from carflavor import image, report, tracking
-from carflavor.data import layouts, records, sample
+from carflavor.data import duplicates, layouts, records, sample
 from carflavor.data.locations import data_home, resolve_input, resolve_output
+from carflavor.data.splitting import choose_validation
 from carflavor.progress import progress_bar
 
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "both": ("box", "full")}
@@ -26,6 +27,18 @@ SAMPLE_IMAGE_SIZE = 128
 # How record files call their source when it is the sample; no folder's name, as somebody's folder may be called sample.
 EMBEDDED_SAMPLE = "embedded sample"
 _SHEET_PHOTOS = 24
+_SHEET_GROUPS = 12
+
+# Of report.json, on the run.
+_METRICS = (
+    "photos",
+    "skipped",
+    "photos_per_second",
+    "bytes",
+    "near_duplicate_groups",
+    "near_duplicate_photos",
+    "near_duplicate_test_photos",
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +82,7 @@ def preprocess(config):
     with tracking.step_run("preprocess", config):
         out, summary = write_records(config)
         mlflow.set_tag(tracking.RECORDS_TAG, str(out))
-        mlflow.log_metrics({name: summary[name] for name in ("photos", "skipped", "photos_per_second", "bytes")})
+        mlflow.log_metrics({name: summary[name] for name in _METRICS if summary[name] is not None})
         mlflow.log_artifact(out / "report.json")
         mlflow.log_artifact(out / "report.html")
         _logger.info("Record files: %s", out)
@@ -123,12 +136,9 @@ def write_records(config):
     source = _sample_photos() if config.source == "sample" else resolve_input(config.source, "source")
     out = out or _default_out(config, source)
     dataset = layouts.read_dataset(source, config.layout)
-    splits = dict(zip(("train", "validation"), _split(dataset.train, VALIDATION_SHARE, config.seed), strict=True))
-    if dataset.test is not None:
-        splits["test"] = dataset.test
-    elif (out / "test.h5").exists():
+    if dataset.test is None and (out / "test.h5").exists():
         raise ValueError(f"{out}: expected a folder without test.h5, for {source} has no labels for its test photos")
-    else:
+    if dataset.test is None:
         _logger.info("No labels for the test photos in %s: test.h5 is not written", source)
     settings = {
         # The name alone: the same photos in another place are the same data.
@@ -137,13 +147,36 @@ def write_records(config):
         "crop_margin": CROP_MARGIN,
         "interpolation": "INTER_AREA",
         "validation_share": VALIDATION_SHARE,
+        "near_duplicate_distance": duplicates.MAX_DISTANCE,
         "seed": config.seed,
     }
     started = time.perf_counter()
+    photos = [*dataset.train, *(dataset.test or [])]
+    hashes = _hash_photos(config, photos)
+    groups = duplicates.group_near_duplicates(hashes)
+    splits = _split(source, dataset, groups, config.seed)
     skipped = _write_splits(config, splits, out, dataset.class_names, settings)
     summary = _summarise(out, splits, skipped, time.perf_counter() - started, settings)
+    summary |= _summarise_near_duplicates(out, splits, photos, hashes, groups)
+    _logger.info("%s", _describe_near_duplicates(summary))
     _write_reports(out, summary)
     return out, summary
+
+
+def _split(source, dataset, groups, seed):
+    """Returns a dict of split -> photos; a group of near-duplicates is not torn between training and validation."""
+    labels = [photo.label for photo in dataset.train]
+    chosen = choose_validation(labels, groups[: len(labels)], VALIDATION_SHARE, seed)
+    if not chosen.any():
+        raise ValueError(
+            f"{source}: expected two training photos of some class that are no near-duplicates of each other, one of "
+            f"them for validation, got none"
+        )
+    splits = {
+        "train": [photo for photo, is_chosen in zip(dataset.train, chosen, strict=True) if not is_chosen],
+        "validation": [photo for photo, is_chosen in zip(dataset.train, chosen, strict=True) if is_chosen],
+    }
+    return splits if dataset.test is None else splits | {"test": dataset.test}
 
 
 def _write_splits(config, splits, out, class_names, settings):
@@ -160,12 +193,7 @@ def _write_splits(config, splits, out, class_names, settings):
                 try:
                     record = _read_photo(photo, crops, config.image_size)
                 except (ValueError, OSError) as error:
-                    reason = getattr(error, "strerror", None) or str(error)
-                    if not config.skip_unreadable:
-                        raise ValueError(
-                            f"{photo.path}: {reason}. Leave such photos out with skip_unreadable=true"
-                        ) from None
-                    skipped.append({"photo": photo.name, "split": split, "reason": reason})
+                    skipped.append({"photo": photo.name, "split": split, "reason": _leave_out(config, photo, error)})
                 else:
                     writer.append(**record)
                 progress.update()
@@ -177,17 +205,29 @@ def _write_splits(config, splits, out, class_names, settings):
     return skipped
 
 
-def _split(photos, share, seed):
-    """Takes a share of each class for validation, at least one photo of every class that has two."""
-    random = np.random.default_rng(seed)
-    labels = np.array([photo.label for photo in photos])
-    chosen = set()
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        chosen.update(random.permutation(rows)[:count].tolist())
-    train = [photo for row, photo in enumerate(photos) if row not in chosen]
-    return train, [photos[row] for row in sorted(chosen)]
+def _leave_out(config, photo, error):
+    """Returns why a photo cannot be read; stops the step where that is not allowed."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if not config.skip_unreadable:
+        raise ValueError(f"{photo.path}: {reason}. Leave such photos out with skip_unreadable=true") from None
+    return reason
+
+
+def _hash_photos(config, photos):
+    """Returns the hashes of photos by which near-duplicates are found, uint64 (N, 4)."""
+    hashes = np.zeros((len(photos), 4), np.uint64)
+    with progress_bar("near-duplicates", len(photos)) as progress:
+        for row, photo in enumerate(photos):
+            try:
+                hashes[row] = duplicates.hash_encoded(photo.path.read_bytes())
+            except (ValueError, OSError):
+                # Said in the words of the pass that writes, which comes to the photo again if it does not end here.
+                try:
+                    image.decode(photo.path.read_bytes())
+                except (ValueError, OSError) as error:
+                    _leave_out(config, photo, error)
+            progress.update()
+    return hashes
 
 
 def _read_photo(photo, crops, image_size):
@@ -227,15 +267,56 @@ def _summarise(out, splits, skipped, seconds, settings):
     }
 
 
+def _summarise_near_duplicates(out, splits, photos, hashes, groups):
+    """Returns what the reports say of the near-duplicates among the photos that were written."""
+    rows_by_name = {photo.name: row for row, photo in enumerate(photos)}
+    rows, by_group = {}, {}
+    for split in splits:
+        with records.RecordFile(out / f"{split}.h5") as file:
+            rows[split] = [rows_by_name[name] for name in file.sources]
+            for row, name, label in zip(rows[split], file.sources, file.labels, strict=True):
+                photo = {"photo": name, "split": split, "class": file.class_names[label]}
+                by_group.setdefault(int(groups[row]), []).append(photo)
+    found = [by_group[group] for group in sorted(by_group) if len(by_group[group]) > 1]
+    found = [[{"group": number, **photo} for photo in group] for number, group in enumerate(found, start=1)]
+    differing = [group for group in found if len({photo["class"] for photo in group}) > 1]
+    test_photos = None
+    if "test" in splits:
+        learned = hashes[[*rows["train"], *rows["validation"]]]
+        test_photos = int(duplicates.have_near_duplicates(hashes[rows["test"]], learned).sum())
+    return {
+        "near_duplicate_groups": len(found),
+        "near_duplicate_groups_with_different_labels": len(differing),
+        "near_duplicate_photos": sum(len(group) for group in found),
+        "near_duplicate_test_photos": test_photos,
+        "near_duplicates": [photo for group in found for photo in group],
+        "near_duplicates_with_different_labels": [photo for group in differing for photo in group],
+    }
+
+
+def _describe_near_duplicates(summary):
+    if not summary["near_duplicates"]:
+        return "Near-duplicates: none"
+    text = (
+        f"Near-duplicates: {summary['near_duplicate_photos']:,} photos in {summary['near_duplicate_groups']:,} groups; "
+        f"groups with different labels: {summary['near_duplicate_groups_with_different_labels']:,}"
+    )
+    if summary["near_duplicate_test_photos"] is not None:
+        text += f"; test photos with one in train or validation: {summary['near_duplicate_test_photos']:,}"
+    return text
+
+
 def _write_reports(out, summary):
     headline = [("photos", f"{summary['photos']:,}"), ("left out", f"{summary['skipped']:,}")]
     headline += [(split, f"{count:,}") for split, count in summary["photos_by_split"].items()]
+    headline += [("near-duplicates", f"{summary['near_duplicate_photos']:,}")]
     headline += [("photos a second", f"{summary['photos_per_second']:,}"), ("bytes", f"{summary['bytes']:,}")]
     sections = [
         report.Section("Photos of the training split", figure=_contact_sheet(out)),
         report.Section("Photos left out", table=summary["skipped_photos"])
         if summary["skipped_photos"]
         else report.Section("Photos left out", text="None: every photo was read."),
+        *_near_duplicate_sections(out, summary),
         report.Section("Photos by class", table=summary["photos_by_class"]),
     ]
     report.write_report(out / "report.html", "What preprocess wrote", headline, sections)
@@ -250,6 +331,38 @@ def _contact_sheet(out):
         photos = [file.images(file.crops[0])[row] for row in rows]
         captions = [file.class_names[file.labels[row]] for row in rows]
     return report.photo_grid_figure(photos, captions, columns=6)
+
+
+def _near_duplicate_sections(out, summary):
+    if not summary["near_duplicates"]:
+        return [report.Section("Near-duplicates", text="None: no two photos show one picture.")]
+    text = (
+        f"{_describe_near_duplicates(summary)}.\nNo group is in training and in validation. Of some groups two photos "
+        f"are shown; report.json lists them all."
+    )
+    sections = [report.Section("Near-duplicates", text=text, figure=_near_duplicate_sheet(out, summary))]
+    if summary["near_duplicates_with_different_labels"]:
+        text = "Where it is one picture, no more than one of its labels is right."
+        table = summary["near_duplicates_with_different_labels"]
+        sections.append(report.Section("Near-duplicates with different labels", text=text, table=table))
+    return sections
+
+
+def _near_duplicate_sheet(out, summary):
+    """Shows two photos of some groups side by side, first of those whose labels differ."""
+    groups, shown = {}, []
+    for photo in [*summary["near_duplicates_with_different_labels"], *summary["near_duplicates"]]:
+        groups.setdefault(photo["group"], []).append(photo)
+    for first, *others in list(groups.values())[:_SHEET_GROUPS]:
+        shown += [first, next((photo for photo in others if photo["class"] != first["class"]), others[0])]
+    squares = {}
+    for split in {photo["split"] for photo in shown}:
+        with records.RecordFile(out / f"{split}.h5") as file:
+            for name in {photo["photo"] for photo in shown if photo["split"] == split}:
+                # The whole photo where it is there: that is what was compared.
+                squares[name] = file.images(file.crops[-1])[file.sources.index(name)]
+    captions = [f"group {photo['group']}, {photo['split']}\n{photo['photo']}\n{photo['class']}" for photo in shown]
+    return report.photo_grid_figure([squares[photo["photo"]] for photo in shown], captions, columns=4)
 
 
 def open_split(data, split, parameter="data"):

@@ -16,7 +16,9 @@ from test_layouts import write_annotations, write_devkit
 
 import carflavor
 from carflavor.data import sample
+from carflavor.data.drawing import draw_photo
 from carflavor.data.records import RecordFile
+from carflavor.image import encode_jpeg
 from carflavor.preprocess import PreprocessConfig, open_split, preprocess, sample_records, write_records
 
 ROOT = Path(carflavor.__file__).parents[1]
@@ -30,14 +32,24 @@ def write_photo(path, left, right):
     path.write_bytes(cv2.imencode(".png", halves[..., ::-1])[1].tobytes())
 
 
+def draw(number):
+    """Draws a photo that is no near-duplicate of the others."""
+    return draw_photo(number % 8, np.random.default_rng([3, number]))[0]
+
+
+def write_drawing(path, number):
+    """Writes a drawing, squeezed to 60 x 40 pixels."""
+    path.write_bytes(encode_jpeg(cv2.resize(draw(number), (60, 40), interpolation=cv2.INTER_AREA)))
+
+
 @pytest.fixture
 def devkit(tmp_path):
-    """Two classes with two training photos each and a test photo. The car is in the right third, the rest is ground."""
+    """Two classes with two training photos each and a test photo, whose car is in its right third."""
     box = (np.uint8(41), np.uint8(1), np.uint8(60), np.uint8(40))
     train = [(*box, np.uint8(class_id), f"{number}.jpg") for number, class_id in enumerate((1, 2, 1, 2), start=1)]
     write_devkit(tmp_path / "cars", [HOSTILE, "Škoda"], train, [(*box, np.uint8(2), "1.jpg")])
     for number in range(1, 5):
-        write_photo(tmp_path / "cars" / "cars_train" / f"{number}.jpg", RED, BLUE)
+        write_drawing(tmp_path / "cars" / "cars_train" / f"{number}.jpg", number)
     write_photo(tmp_path / "cars" / "cars_test" / "1.jpg", GREY, BLUE)
     return tmp_path / "cars"
 
@@ -81,6 +93,12 @@ def test_sample_in_devkit_layout(tiny_sample, tmp_path):
         "validation": 1,
         "test": 2,
     }
+    # The photos of this seed from before near-duplicates were looked for: there are none among the drawings.
+    with RecordFile(tmp_path / "validation.h5") as file:
+        assert file.sources == [f"cars_train/{number:05d}.jpg" for number in (5, 7, 8, 16, 18, 19, 22, 25)]
+        assert file.settings["near_duplicate_distance"] == 36
+    assert summary["near_duplicates"] == []
+    assert "None: no two photos show one picture." in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("crop", "crops"), [("box", ("box",)), ("full", ("full",)), ("both", ("box", "full"))])
@@ -123,9 +141,10 @@ def test_same_seed_same_files(tiny_sample, tmp_path):
 
 def test_validation_takes_a_tenth_of_each_class(devkit, tmp_path):
     # 20 photos, 2 and 1: the last class cannot give one away.
-    rows = [(41, 1, 60, 40, class_id, "1.jpg") for class_id in [1] * 20 + [2] * 2 + [3]]
+    rows = [(41, 1, 60, 40, class_id, f"{row}.jpg") for row, class_id in enumerate([1] * 20 + [2] * 2 + [3])]
     write_devkit(tmp_path / "more", ["a", "b", "c"], rows)
-    write_photo(tmp_path / "more" / "cars_train" / "1.jpg", RED, BLUE)
+    for row in range(23):
+        write_drawing(tmp_path / "more" / "cars_train" / f"{row}.jpg", row)
     summary = write(tmp_path / "more", tmp_path / "out", image_size=4)
     assert summary["photos_by_class"] == [
         {"class": "a", "train": 18, "validation": 2},
@@ -139,7 +158,10 @@ def test_no_labels_for_the_test_photos(devkit, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "carflavor"):
         write(devkit, tmp_path / "out", image_size=4)
     assert names(tmp_path / "out") == ["report.html", "report.json", "train.h5", "validation.h5"]
-    assert caplog.messages == [f"No labels for the test photos in {devkit}: test.h5 is not written"]
+    assert caplog.messages == [
+        f"No labels for the test photos in {devkit}: test.h5 is not written",
+        "Near-duplicates: none",
+    ]
 
 
 def test_another_test_split_is_not_left_beside_new_files(devkit, tmp_path):
@@ -177,7 +199,7 @@ def test_an_unreadable_photo_stops_the_run(devkit, tmp_path, spoil):
     with pytest.raises(ValueError) as error:
         write(devkit, tmp_path / "out", image_size=4)
     assert str(error.value) == f"{photo}: {reason}. Leave such photos out with skip_unreadable=true"
-    assert names(tmp_path / "out") == []
+    assert list(tmp_path.glob("out/*")) == []
 
 
 @pytest.mark.parametrize("spoil", [cut_off, remove, shrink])
@@ -249,6 +271,9 @@ def test_the_run_tells_what_was_written(devkit, tmp_path, store):
     assert run.data.tags["carflavor.records"] == str(out)
     assert run.data.metrics["photos"] == 5
     assert run.data.metrics["skipped"] == 0
+    assert run.data.metrics["near_duplicate_groups"] == 0
+    assert run.data.metrics["near_duplicate_photos"] == 0
+    assert run.data.metrics["near_duplicate_test_photos"] == 0
     assert run.data.metrics["bytes"] == sum(path.stat().st_size for path in out.glob("*.h5"))
     artifacts = [artifact.path for artifact in store.list_artifacts(run.info.run_id)]
     assert sorted(artifacts) == ["config.json", "report.html", "report.json"]
@@ -258,8 +283,9 @@ def test_two_folders_of_one_name_do_not_share_their_files(devkit, tmp_path, stor
     other = tmp_path / "other" / "cars"
     other.parent.mkdir()
     devkit.rename(other)
-    write_devkit(devkit, ["a"], [(41, 1, 60, 40, 1, "1.jpg")] * 2)
-    write_photo(devkit / "cars_train" / "1.jpg", RED, BLUE)
+    write_devkit(devkit, ["a"], [(41, 1, 60, 40, 1, "1.jpg"), (41, 1, 60, 40, 1, "2.jpg")])
+    for number in (1, 2):
+        write_drawing(devkit / "cars_train" / f"{number}.jpg", number)
     folders = [preprocess(PreprocessConfig(source=str(source), image_size=4)) for source in (devkit, other)]
     assert folders[0] != folders[1]
     assert {folder.parent for folder in folders} == {tmp_path / "home" / "records"}
@@ -276,11 +302,142 @@ def test_an_out_that_is_a_file_fails_the_run(devkit, tmp_path, store):
 
 
 @pytest.fixture
-def stuck(devkit, clean_environment):
-    """Starts Python code that preprocesses the devkit, and returns once it waits for the last photo."""
+def copies(tmp_path):
+    """Two classes of ten and twelve drawings, among them copies, and three test photos."""
+    train = [(1, 1, 99, 99, 1 + (number >= 10), f"{number:02d}.jpg") for number in range(22)]
+    test = [(1, 1, 99, 99, 1, f"{number}.jpg") for number in range(3)]
+    write_devkit(tmp_path / "copies", ["a", "<b>"], train, test)
+    for number in range(22):
+        (tmp_path / "copies" / "cars_train" / f"{number:02d}.jpg").write_bytes(encode_jpeg(draw(number)))
+    pictures = {number: draw(number) for number in (3, 4, 5, 16)}
+    smaller = cv2.resize(pictures[3], None, fx=0.9, fy=0.9, interpolation=cv2.INTER_AREA)
+    changed = {
+        "cars_train/07": encode_jpeg(smaller),  # three of one class
+        "cars_train/09": encode_jpeg(pictures[3], 50),
+        "cars_train/12": encode_jpeg(np.ascontiguousarray(pictures[5][:, ::-1])),  # mirrored, under another label
+        "cars_test/0": encode_jpeg(pictures[16], 60),  # also in training, under another label
+        "cars_test/1": encode_jpeg(draw(100)),
+        "cars_test/2": encode_jpeg(draw(101)),
+    }
+    for name, data in changed.items():
+        (tmp_path / "copies" / f"{name}.jpg").write_bytes(data)
+    return tmp_path / "copies"
+
+
+def sources(out, split):
+    with RecordFile(out / f"{split}.h5") as file:
+        return set(file.sources)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_near_duplicates_stand_on_one_side(copies, tmp_path, seed):
+    out = tmp_path / "out"
+    summary = write(copies, out, crop="full", image_size=16, seed=seed)
+    train, validation = sources(out, "train"), sources(out, "validation")
+    for group in (("03", "07", "09"), ("05", "12")):
+        group = {f"cars_train/{name}.jpg" for name in group}
+        assert group <= train or group <= validation
+    assert [row["validation"] for row in summary["photos_by_class"]] == [1, 1]
+
+
+def test_near_duplicates_are_reported(copies, tmp_path, caplog):
+    out = tmp_path / "out"
+    with caplog.at_level(logging.INFO, "carflavor"):
+        summary = write(copies, out, crop="full", image_size=64)
+    validation = sources(out, "validation")
+    found = [
+        (1, "cars_train/03.jpg", "a"),
+        (1, "cars_train/07.jpg", "a"),
+        (1, "cars_train/09.jpg", "a"),
+        (2, "cars_train/05.jpg", "a"),
+        (2, "cars_train/12.jpg", "<b>"),
+        (3, "cars_train/16.jpg", "<b>"),
+        (3, "cars_test/0.jpg", "a"),
+    ]
+    found = [
+        {
+            "group": group,
+            "photo": name,
+            "split": "test" if "test" in name else "validation" if name in validation else "train",
+            "class": class_name,
+        }
+        for group, name, class_name in found
+    ]
+    assert summary["near_duplicates"] == found
+    assert summary["near_duplicates_with_different_labels"] == found[3:]
+    counts = {name: count for name, count in summary.items() if name.startswith("near_") and isinstance(count, int)}
+    assert counts == {
+        "near_duplicate_groups": 3,
+        "near_duplicate_groups_with_different_labels": 2,
+        "near_duplicate_photos": 7,
+        "near_duplicate_test_photos": 1,
+    }
+    text = (
+        "Near-duplicates: 7 photos in 3 groups; groups with different labels: 2; "
+        "test photos with one in train or validation: 1"
+    )
+    assert caplog.messages == [text]
+    assert json.loads((out / "report.json").read_text("utf-8")) == summary
+    page = (out / "report.html").read_text("utf-8")
+    assert text in page
+    assert page.count("cars_train/16.jpg") == page.count("cars_test/0.jpg") == 1
+    assert "cars_train/07.jpg" not in page  # not one of those with different labels
+    assert "<b>" not in page
+
+
+def test_a_photo_that_is_left_out_is_nobodys_near_duplicate(copies, tmp_path):
+    # Its box lies outside, which is seen only when it is to be cut out.
+    (copies / "devkit" / "cars_test_annos_withlabels.mat").unlink()
+    box = [(999, 999, 1099, 1099), (1, 1, 99, 99)]
+    rows = [(*box[number != 0], 1, f"{number}.jpg") for number in range(3)]
+    write_annotations(copies / "devkit" / "cars_test_annos_withlabels.mat", rows)
+    (copies / "cars_train" / "12.jpg").write_bytes(b"no photo")
+    summary = write(copies, tmp_path / "out", crop="box", image_size=16, skip_unreadable=True)
+    assert {photo["photo"] for photo in summary["skipped_photos"]} == {"cars_test/0.jpg", "cars_train/12.jpg"}
+    assert [photo["photo"] for photo in summary["near_duplicates"]] == [f"cars_train/0{n}.jpg" for n in (3, 7, 9)]
+    assert summary["near_duplicate_test_photos"] == 0
+    assert summary["near_duplicates_with_different_labels"] == []
+
+
+def test_an_unreadable_photo_stops_the_run_before_anything_is_written(devkit, tmp_path):
+    reason = cut_off(devkit / "cars_test" / "1.jpg")
+    with pytest.raises(ValueError, match=re.escape(f"{devkit}/cars_test/1.jpg: {reason}. Leave such photos out")):
+        write(devkit, tmp_path / "out", image_size=4)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_of_one_picture_is_refused(devkit, tmp_path):
+    for number in range(1, 5):
+        write_drawing(devkit / "cars_train" / f"{number}.jpg", 7)
+    with pytest.raises(ValueError) as error:
+        write(devkit, tmp_path / "out", image_size=4)
+    assert str(error.value) == (
+        f"{devkit}: expected two training photos of some class that are no near-duplicates of each other, one of them "
+        f"for validation, got none"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def stuck(devkit, tmp_path, clean_environment):
+    """Starts Python code that preprocesses the devkit into out/, and returns once it waits to store the last photo."""
     pipe = devkit / "cars_test" / "1.jpg"
+    photo = pipe.read_bytes()
     pipe.unlink()
     os.mkfifo(pipe)
+
+    def open_pipe(process, is_time=lambda: True):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                # Refused until somebody reads.
+                if is_time():
+                    return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                pass
+            time.sleep(0.05)
+        process.kill()
+        raise AssertionError(process.communicate()[1])
 
     def start(*arguments, **environment):
         process = subprocess.Popen(
@@ -290,18 +447,13 @@ def stuck(devkit, clean_environment):
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                # Refused until somebody reads: the process then waits for photo bytes that never come.
-                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:
-                time.sleep(0.05)
-            else:
-                writers.append(writer)
-                return process
-        process.kill()
-        raise AssertionError(process.communicate()[1])
+        # The first time the photo is read for its near-duplicates. It is stored after the files are begun, and the
+        # process then waits for bytes that never come.
+        writer = open_pipe(process)
+        os.write(writer, photo)
+        os.close(writer)
+        writers.append(open_pipe(process, lambda: any(tmp_path.glob("out/.test.h5.*"))))
+        return process
 
     writers = []
     yield start

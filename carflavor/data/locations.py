@@ -69,6 +69,11 @@ def resolve_model(place, parameter="model"):
     return place if place.startswith(_MLFLOW_SCHEMES) else str(resolve_input(place, parameter))
 
 
+def is_model(place):
+    """Tells whether a place is a model: `models:/...`, `runs:/...`, or a folder with an MLmodel file."""
+    return place.startswith(_MLFLOW_SCHEMES) or Path(place, "MLmodel").is_file()
+
+
 def resolve_output(place, parameter):
     """Turns what a user names as output folder into an absolute `Path`; it need not exist.
 
