@@ -29,12 +29,18 @@ class StepCommand(click.Command):
             context.exit(130)  # 128 + SIGINT, as shells count
 
 
-class AutoOr(click.ParamType):
-    """A value of another click type, or `auto`."""
+class OrWord(click.ParamType):
+    """One word, or a value of another click type.
 
-    def __init__(self, click_type):
-        self.name = f"auto or {click_type.name}"
+    Args:
+        word: What is passed on as it is, such as `auto`.
+        click_type: Type of everything else.
+    """
+
+    def __init__(self, word, click_type):
+        self.name = f"{word} or {click_type.name}"
+        self._word = word
         self._click_type = click_type
 
     def convert(self, value, param, ctx):
-        return value if value == "auto" else self._click_type.convert(value, param, ctx)
+        return value if value == self._word else self._click_type.convert(value, param, ctx)

@@ -1,23 +1,38 @@
-"""Measures a packed model on the test photos and says where it errs."""
+"""Measures a model on the test photos, says where it errs, and compares it with another."""
 
 import contextlib
-import io
 import logging
 from dataclasses import asdict, dataclass
 
 import mlflow
 import numpy as np
-import pandas as pd
+from mlflow.entities import LoggedModelInput
 
-import carflavor
 from carflavor import report, tracking
-from carflavor.data.locations import resolve_model
+from carflavor.calibration import fit_temperature
+from carflavor.data.duplicates import near_duplicates
+from carflavor.data.records import RecordFile
+from carflavor.gradcam import find_feature_map, grad_cam
+from carflavor.image import squash
+from carflavor.measures import NO_CLASS, choose_min_prob, compare, find_hardest, measure, reject, rejection_curve
+from carflavor.predictions import (
+    CarModel,
+    MeasuredRun,
+    OtherModel,
+    encode_predictions,
+    load_other_predictor,
+    load_predictor,
+    predict_split,
+    predictions_file,
+)
 from carflavor.preprocess import open_split
-from carflavor.progress import progress_bar
+from carflavor.report import findings as reporting
+from carflavor.report.findings import Findings, Heat, Threshold
 
-TOP_K = 5
-_CONFUSED_PAIRS = 10
-_ROWS_AT_ONCE = 256
+__all__ = ["EvaluateConfig", "evaluate", "predict_split"]
+
+_HARDEST = 24
+_HEATS = 12  # half of them of photos that are wrong
 
 _logger = logging.getLogger(__name__)
 
@@ -27,31 +42,16 @@ class EvaluateConfig:
     """Parameters of the step; the same names stand in MLproject.
 
     Attributes:
-        model: Model directory that carflavor wrote, as path, `runs:/...` or `models:/...`.
+        model: Model directory of any flavor that takes a column `image`, as path, `runs:/...` or `models:/...`.
         data: Folder with `test.h5`, as path or URI, or `sample`.
+        against: Another model, or a run of this step as `runs:/<run id>` or its id, to compare with. Empty for none.
+        answered_accuracy: Accuracy of the answers that the threshold for `unknown` is chosen for.
     """
 
     model: str
     data: str = "sample"
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured under one crop protocol.
-
-    Attributes:
-        photos: Number of test photos.
-        top_1: Share of them whose most probable class is the true one.
-        top_5: Share of them whose true class is among the five most probable.
-        by_class: Dicts with `class`, `photos`, `right`, `top_1`, and `most often taken for`.
-        confusion: Lists of int (C, C), rows true, columns predicted.
-    """
-
-    photos: int
-    top_1: float
-    top_5: float
-    by_class: list
-    confusion: list
+    against: str = ""
+    answered_accuracy: float = 0.95
 
 
 def evaluate(config):
@@ -61,178 +61,207 @@ def evaluate(config):
         config: `EvaluateConfig`.
 
     Returns:
-        Dict of crop protocol (`box`, `full`) -> `Measurement`.
+        Dict of crop protocol (`box`, `full`) -> `carflavor.report.findings.Findings`.
 
     Raises:
-        ValueError: If there is no test file, or its classes are not those of the model.
+        ValueError: If there is no model or no test file, or they do not fit.
     """
     with tracking.step_run("evaluate", config), contextlib.ExitStack() as stack:
         # The model first: where there is none, the sample need not be drawn to say so.
-        classifier = carflavor.load_model(resolve_model(config.model))
+        model = load_predictor(config.model, "model")
         test = stack.enter_context(open_split(config.data, "test"))
-        if test.class_names != classifier.class_names:
-            raise ValueError(
-                f"{test.path}: expected the {len(classifier.class_names)} classes of the model, "
-                f"got {len(test.class_names)} that are not the same in the same order"
-            )
-        made = {"image_size": test.image_size, "crop_margin": test.settings["crop_margin"]}
-        trained = {"image_size": classifier.image_size, "crop_margin": classifier.crop_margin}
-        if made != trained:
-            _logger.warning(
-                "%s was made with %s, the photos that the model learned from with %s: served, the model sees other "
-                "pixels than these",
-                test.path,
-                made,
-                trained,
-            )
         if not len(test):
             raise ValueError(f"{test.path}: expected test photos, got none")
+        other = load_other_predictor(config.against, "against", test) if config.against else None
+        for predictor in (model, other):
+            if isinstance(predictor, CarModel):
+                predictor.check(test)
+        materials = _gather(stack, model, other, test)
         mlflow.set_tags({tracking.DATA_TAG: test.settings["source"], tracking.MODEL_TAG: config.model})
-        measurements, sections = {}, []
+        dataset = tracking.log_records(test, "test")
+        if model.model_id:
+            mlflow.log_input(model=LoggedModelInput(model.model_id))
+
+        all_findings, sections = {}, []
         for crop in test.crops:
-            probabilities = predict_split(classifier, test, crop)
-            measurement = measure(test.labels, probabilities, test.class_names)
-            measurements[crop] = measurement
-            mlflow.log_metrics({f"{crop}_top_1": measurement.top_1, f"{crop}_top_5": measurement.top_5})
-            mlflow.log_text(_predictions_csv(test, probabilities), f"predictions_{crop}.csv")
-            figures = _draw(test, crop, measurement, probabilities)
+            predictions = model.predict(test, crop)
+            findings = _find(materials, crop, predictions, config.answered_accuracy)
+            heats = [] if materials.no_heat else _explain(model.classifier, test, crop, predictions, findings)
+            figures = reporting.draw_figures(findings, test, predictions, heats)
+            sections += reporting.build_sections(findings, figures)
+            all_findings[crop] = findings
+            mlflow.log_metrics(_list_metrics(findings), model_id=model.model_id, dataset=dataset)
+            mlflow.log_text(encode_predictions(test, predictions), predictions_file(crop))
             for name, figure in figures.items():
                 mlflow.log_figure(figure, f"{name}_{crop}.png")
-            sections += _sections(crop, measurement, figures)
-            _logger.info(
-                "crop=%s: top-1 %.1f %%, top-5 %.1f %% of %d photos",
-                crop,
-                100 * measurement.top_1,
-                100 * measurement.top_5,
-                measurement.photos,
-            )
-        mlflow.log_dict({crop: asdict(measurement) for crop, measurement in measurements.items()}, "evaluation.json")
-        html = report.render_report("Evaluation of a car classifier", _headline(config, test, measurements), sections)
-        mlflow.log_text(html, "report.html")
-    return measurements
-
-
-def predict_split(classifier, records, crop):
-    """Returns the float32 probabilities (N, C) of all photos of a record file, in its order."""
-    images = records.images(crop)
-    parts = []
-    with progress_bar(f"evaluate {crop}", len(records)) as progress:
-        for start in range(0, len(records), _ROWS_AT_ONCE):
-            photos = images[start : start + _ROWS_AT_ONCE]
-            parts.append(classifier.predict_probabilities(list(photos)))
-            progress.update(len(photos))
-    return np.concatenate(parts)
-
-
-def measure(labels, probabilities, class_names):
-    """Computes a `Measurement`.
-
-    Args:
-        labels: (N,) int, the true classes.
-        probabilities: (N, C) float.
-        class_names: C names.
-    """
-    ranking = np.argsort(-probabilities, axis=1, kind="stable")
-    predicted = ranking[:, 0]
-    confusion = np.zeros((len(class_names), len(class_names)), int)
-    np.add.at(confusion, (labels, predicted), 1)
-    by_class = []
-    for label, name in enumerate(class_names):
-        row = confusion[label]
-        mistakes = np.where(np.arange(len(row)) == label, 0, row)
-        by_class.append(
-            {
-                "class": name,
-                "photos": int(row.sum()),
-                "right": int(row[label]),
-                "top_1": row[label] / row.sum() if row.sum() else None,
-                "most often taken for": class_names[mistakes.argmax()] if mistakes.any() else None,
-            }
-        )
-    return Measurement(
-        photos=len(labels),
-        top_1=float(np.mean(predicted == labels)),
-        top_5=float(np.mean(np.any(ranking[:, :TOP_K] == labels[:, None], axis=1))),
-        by_class=by_class,
-        confusion=confusion.tolist(),
-    )
-
-
-def _predictions_csv(test, probabilities):
-    predicted = probabilities.argmax(axis=1)
-    frame = pd.DataFrame(
-        {
-            "photo": test.sources,
-            "label": [test.class_names[label] for label in test.labels],
-            "predicted": [test.class_names[label] for label in predicted],
-            "prob": probabilities.max(axis=1),
-            "prob_of_label": probabilities[np.arange(len(test)), test.labels],
+            _logger.info("crop=%s: %s", crop, reporting.say_shares(findings.measurement))
+        if any(findings.threshold for findings in all_findings.values()):
+            tracking.log_records(materials.validation, "validation")
+        tables = {
+            "model": model.uri,
+            "against": other.uri if other else None,
+            "data": {"source": test.settings["source"], "digest": dataset.digest},
+            "crops": {crop: _list_tables(findings, test) for crop, findings in all_findings.items()},
         }
-    )
-    text = io.StringIO()
-    frame.to_csv(text, index=False)
-    return text.getvalue()
-
-
-def _draw(test, crop, measurement, probabilities):
-    counts = [row["photos"] for row in measurement.by_class]
-    accuracies = [row["top_1"] if row["photos"] else 0.0 for row in measurement.by_class]
-    pairs = _confused_pairs(test, crop, np.array(measurement.confusion), probabilities.argmax(axis=1))
-    return {
-        "confusion": report.confusion_figure(np.array(measurement.confusion), test.class_names),
-        "confused_pairs": report.confused_pairs_figure(pairs),
-        "classes": report.class_bars_figure(test.class_names, accuracies, counts),
-    }
-
-
-def _confused_pairs(test, crop, confusion, predicted):
-    mistakes = confusion * (1 - np.eye(len(confusion), dtype=int))
-    images = test.images(crop)
-    pairs = []
-    for place in np.argsort(-mistakes, axis=None, kind="stable")[:_CONFUSED_PAIRS]:
-        label, taken_for = np.unravel_index(place, mistakes.shape)
-        if not mistakes[label, taken_for]:
-            break
-        mistaken = np.flatnonzero((test.labels == label) & (predicted == taken_for))[0]
-        # A photo of the other class, where the test set has one; the same photo again would say nothing.
-        others = np.flatnonzero(test.labels == taken_for)
-        pairs.append(
-            report.ConfusedPair(
-                true_name=test.class_names[label],
-                predicted_name=test.class_names[taken_for],
-                count=int(mistakes[label, taken_for]),
-                true_total=int(confusion[label].sum()),
-                true_photo=images[mistaken],
-                predicted_photo=images[others[0]] if len(others) else np.full_like(images[mistaken], 255),
-            )
+        mlflow.log_dict(tables, "evaluation.json")
+        page = report.render_report(
+            "Evaluation of a car classifier",
+            reporting.build_summary(all_findings.values()),
+            sections,
+            lead=[_say_what_was_measured(materials), *map(reporting.write_lead, all_findings.values())],
         )
-    return pairs
+        mlflow.log_text(page, "report.html")
+    return all_findings
 
 
-def _headline(config, test, measurements):
-    headline = []
-    for crop, measurement in measurements.items():
-        headline += [
-            (f"top-1, crop={crop}", f"{100 * measurement.top_1:.1f} %"),
-            (f"top-5, crop={crop}", f"{100 * measurement.top_5:.1f} %"),
-        ]
-    return [
-        *headline,
-        ("photos", f"{len(test):,}"),
-        ("classes", f"{len(test.class_names):,}"),
-        ("data", test.settings["source"]),
-        ("model", config.model),
-    ]
+@dataclass(frozen=True)
+class Materials:
+    """What an evaluation works with.
+
+    Attributes:
+        model: `CarModel` or `OtherModel`.
+        other: What it is compared with: one of these, a `MeasuredRun`, or None.
+        test: `RecordFile`.
+        validation: `RecordFile`; None where no threshold can be chosen on it.
+        no_validation: Why not, or an empty text.
+        near_duplicates: (N,) bool, the test photos like one that the model learned from; None if that is unknown.
+        no_heat: Why no heat maps can be drawn, or an empty text.
+    """
+
+    model: CarModel | OtherModel
+    other: CarModel | OtherModel | MeasuredRun | None
+    test: RecordFile
+    validation: RecordFile | None
+    no_validation: str
+    near_duplicates: np.ndarray | None
+    no_heat: str
 
 
-def _sections(crop, measurement, figures):
-    return [
-        report.Section(
-            f"Most confused pairs, crop={crop}",
-            text="Left: a photo that was mistaken. Right: a photo of the class it was taken for.",
-            figure=figures["confused_pairs"],
-        ),
-        report.Section(f"Confusion matrix, crop={crop}", figure=figures["confusion"]),
-        report.Section(f"Accuracy by class, crop={crop}", figure=figures["classes"]),
-        report.Section(f"Table by class, crop={crop}", table=measurement.by_class),
-    ]
+def _gather(stack, model, other, test):
+    training, validation = (_open_beside(stack, test, split) for split in ("train", "validation"))
+    no_validation = no_heat = ""
+    if validation is None or not len(validation):
+        no_validation = "there are no validation photos beside the test photos"
+    elif (validation.class_names, validation.crops) != (test.class_names, test.crops):
+        no_validation = f"{validation.path} has other classes or crops than the test photos"
+    elif model.trained_on_validation:
+        # Of photos that it knows a model is too sure: the threshold would be too low.
+        no_validation = "the model has learned from the validation photos, and is too sure of them"
+    duplicates = None
+    if training is not None:
+        learned_from = [training, validation] if model.trained_on_validation and validation else [training]
+        duplicates = near_duplicates(test, learned_from)
+    if model.classifier is None:
+        no_heat = "it needs a network that carflavor wrote"
+    else:
+        try:
+            find_feature_map(model.classifier.network)
+        except ValueError as error:
+            no_heat = str(error)
+    return Materials(model, other, test, None if no_validation else validation, no_validation, duplicates, no_heat)
+
+
+def _open_beside(stack, test, split):
+    path = test.path.with_name(f"{split}.h5")
+    return stack.enter_context(RecordFile(path)) if path.is_file() else None
+
+
+def _find(materials, crop, predictions, answered_accuracy):
+    """Returns the `Findings` of one crop protocol."""
+    other, test, validation = materials.other, materials.test, materials.validation
+    right = predictions.predicted == test.labels
+    notes = _list_left_out(materials, predictions)
+    threshold = comparison = None
+    if predictions.prob is not None and validation:
+        on_validation = materials.model.predict(validation, crop)
+        threshold = _choose_threshold(on_validation, validation.labels, answered_accuracy, predictions, right)
+    if isinstance(other, MeasuredRun) and not other.measured(test, crop):
+        notes.append(f"The comparison: {other.uri} has no answers for these photos with crop={crop}.")
+    elif other:
+        answers = other.predict(test, crop)
+        comparison = compare(test.labels, predictions.predicted, answers.predicted, test.class_names)
+    return Findings(
+        crop=crop,
+        measurement=measure(test.labels, predictions, test.class_names, materials.near_duplicates),
+        hardest=[] if predictions.prob is None else find_hardest(test.labels, predictions, _HARDEST).tolist(),
+        threshold=threshold,
+        comparison=comparison,
+        notes=notes,
+    )
+
+
+def _list_left_out(materials, predictions):
+    notes = []
+    if predictions.prob is None:
+        notes.append("Calibration, the threshold for unknown and the hardest photos: the model gives labels only.")
+    elif materials.no_validation:
+        notes.append(f"The threshold for unknown: {materials.no_validation}.")
+    if predictions.ranking is None:
+        notes.append("Top-5: the model does not name the most probable classes.")
+    if materials.near_duplicates is None:
+        notes.append("Accuracy without near-duplicates: there is no train.h5 beside the test photos.")
+    if materials.no_heat:
+        notes.append(f"Grad-CAM: {materials.no_heat}.")
+    if strangers := int(np.sum(predictions.predicted == NO_CLASS)):
+        notes.append(f"{strangers:,} answers that name none of the classes: they count as wrong.")
+    return notes
+
+
+def _choose_threshold(on_validation, validation_labels, answered_accuracy, predictions, right):
+    validation_right = on_validation.predicted == validation_labels
+    min_prob = choose_min_prob(on_validation.prob, validation_right, answered_accuracy)
+    temperature = None
+    if on_validation.probabilities is not None:
+        temperature = fit_temperature(on_validation.probabilities, validation_labels)
+    answered, accuracy = rejection_curve(on_validation.prob, validation_right)
+    return Threshold(
+        answered_accuracy=answered_accuracy,
+        temperature=temperature,
+        validation=None if min_prob is None else reject(on_validation.prob, validation_right, min_prob),
+        test=None if min_prob is None else reject(predictions.prob, right, min_prob),
+        validation_curve=(answered.tolist(), accuracy.tolist()),
+    )
+
+
+def _explain(classifier, test, crop, predictions, findings):
+    """Returns `Heat` of the hardest photos, and of some from all over the file that are right."""
+    wrong = findings.hardest[: _HEATS // 2]
+    right = np.flatnonzero(predictions.predicted == test.labels)
+    right = right[np.linspace(0, len(right) - 1, min(_HEATS - len(wrong), len(right))).astype(int)]
+    rows = [*wrong, *right.tolist()]
+    squares = np.stack([squash(test.images(crop)[row], classifier.engine.input_size) for row in rows])
+    maps = grad_cam(classifier.network, squares, predictions.predicted[rows])
+    return [Heat(row, heat) for row, heat in zip(rows, maps, strict=True)]
+
+
+def _list_metrics(findings):
+    measurement, threshold, comparison = findings.measurement, findings.threshold, findings.comparison
+    alone, calibration = measurement.without_near_duplicates, measurement.calibration
+    chosen = threshold and threshold.test
+    metrics = {
+        "top_1": measurement.top_1.value,
+        "top_5": measurement.top_5 and measurement.top_5.value,
+        "top_1_without_near_duplicates": alone and alone.value,
+        "make_accuracy": measurement.make and measurement.make.value,
+        "ece": calibration and calibration.ece,
+        "nll": calibration and calibration.nll,
+        "brier": calibration and calibration.brier,
+        "min_prob": chosen and chosen.min_prob,
+        "answered": chosen and chosen.answered.value,
+        "answered_accuracy": chosen and chosen.accuracy.value,
+        "difference": comparison and comparison.difference,
+        "mcnemar_p": comparison and comparison.p_value,
+    }
+    return {f"{findings.crop}_{name}": value for name, value in metrics.items() if value is not None}
+
+
+def _list_tables(findings, test):
+    # By name: rows mean nothing without the record file.
+    return {**asdict(findings), "hardest": [test.sources[row] for row in findings.hardest]}
+
+
+def _say_what_was_measured(materials):
+    test = materials.test
+    data = f"Data: {test.settings['source']}, {len(test):,} test photos of {len(test.class_names):,} classes"
+    other = [f"Other model: {materials.other.uri}"] if materials.other else []
+    return "\n".join([f"Model: {materials.model.uri}", *other, data])

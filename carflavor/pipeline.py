@@ -50,7 +50,9 @@ def run_pipeline(config, project):
         packaging = run_step("package", model=model, register_as=REGISTERED_NAME)
         model = packaging.data.tags[tracking.MODEL_TAG]
         run_step("deploy", model=model, port=0, keep="false")
-        metrics = {name: value for name, value in evaluation.data.metrics.items() if "_top_" in name}
+        metrics = {
+            name: value for name, value in evaluation.data.metrics.items() if name.endswith(("_top_1", "_top_5"))
+        }
         mlflow.log_metrics(metrics)
         mlflow.set_tag(tracking.MODEL_TAG, model)
         mlflow.set_tag(tracking.DATA_TAG, EMBEDDED_SAMPLE)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,8 @@ import time
 import traceback
 
 import mlflow
+import pandas as pd
+from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 
 STEP_TAG = "carflavor.step"
 RECORDS_TAG = "carflavor.records"  # the folder that holds the record files of a run
@@ -20,6 +23,7 @@ DATA_TAG = "carflavor.data"  # what a run learned from or was measured on
 MODEL_TAG = "carflavor.model"  # URI of the model that a run was about
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_DIGEST_LENGTH = 36  # what MLflow's databases have room for
 _SECONDS_FOR_PARENT = 600  # what a step may take to keep its best checkpoint
 
 _logger = logging.getLogger(__name__)
@@ -46,6 +50,28 @@ class StepRun:
                 function()
         finally:
             mlflow.end_run(status)
+
+
+def log_records(records, context):
+    """Notes a record file as input of the active run: where it lies, its digest, and its photos and labels as schema.
+
+    Args:
+        records: `RecordFile`.
+        context: What it was used for: `train`, `validation` or `test`.
+
+    Returns:
+        The `mlflow.data` dataset, to log metrics with.
+    """
+    dataset = mlflow.data.from_pandas(
+        pd.DataFrame({"photo": records.sources, "label": [records.class_names[label] for label in records.labels]}),
+        # Not the path as it is: MLflow knows two kinds of local source, and warns that either would do.
+        source=get_dataset_source_from_json(json.dumps({"uri": str(records.path)}), source_type="local"),
+        targets="label",
+        name=f"{records.settings['source']} {records.path.stem}",
+        digest=records.digest()[:_DIGEST_LENGTH],
+    )
+    mlflow.log_input(dataset, context=context)
+    return dataset
 
 
 @contextlib.contextmanager

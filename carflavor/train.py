@@ -19,7 +19,9 @@ from mlflow.keras import MlflowCallback
 import carflavor
 from carflavor import checkpoint, networks, report, tracking
 from carflavor.augmentation import Augmentation
+from carflavor.calibration import fit_temperature, fold_temperature
 from carflavor.data.batches import PhotoBatches, SquashedBatches
+from carflavor.data.locations import is_model, resolve_input, resolve_model
 from carflavor.learner import Learner, build_optimizer, fit_head, in_precision, take_averages
 from carflavor.networks import NETWORKS
 from carflavor.networks.fusion import fuse_scales
@@ -66,6 +68,8 @@ class TrainConfig:
         precision: `float32` or `mixed_bfloat16`. The model that is kept computes in float32.
         validation: `hold_out` validates on the validation split and keeps the best epoch; `train` learns from it, too,
             and keeps the last epoch: for the final training, when all settings are chosen.
+        temperature: What the logits are divided by in the model that is kept, so that its probabilities are honest: a
+            number, or `fit` for the one that fits the validation photos best.
         devices: Number of GPUs, or of logical CPUs where there is no GPU, of this machine to share each batch.
         resume: Whether to go on where the same training was killed.
         seed: Seed of initial weights, order and augmentation.
@@ -93,6 +97,7 @@ class TrainConfig:
     class_weights: str = "auto"
     precision: str = "auto"
     validation: str = "hold_out"
+    temperature: float | str = "fit"
     devices: int = 1
     resume: bool = True
     seed: int = 0
@@ -148,6 +153,8 @@ def train(config, on_epoch=None):
         _check_data(training, validation)
         _say_what_it_learns_from(training)
         hold_out = config.validation == "hold_out"
+        tracking.log_records(training, "train")
+        tracking.log_records(validation, "validation" if hold_out else "train")
         learned_from = [training] if hold_out else [training, validation]
         crops = CROP_CHOICES[config.crop]
         for records, crop in itertools.product(learned_from, crops):
@@ -158,9 +165,12 @@ def train(config, on_epoch=None):
         stack.enter_context(device_scope(config.devices))
 
         keras.utils.set_random_seed(config.seed)
-        network = networks.build(config.network, len(training.class_names), config.input_size, config.weights)
+        network = _build_network(config, training.class_names)
         if config.head_epochs and not kept.progress:
             _fit_head(network, SquashedBatches(learned_from, crops, config.batch_size, config.input_size), config)
+        validation_batches = (
+            SquashedBatches([validation], crops, config.batch_size, config.input_size) if hold_out else None
+        )
         batches = PhotoBatches(learned_from, crops, config.batch_size, config.seed, kept.epochs)
         learning, learner = _build_learner(network, config, learned_from, len(batches))
         run.on_early_end(lambda: _keep_model(run.run_id, kept, config, training))
@@ -173,11 +183,7 @@ def train(config, on_epoch=None):
             epochs=config.epochs,
             # In this order: each adds to the metrics of the epoch what the next ones use.
             callbacks=[
-                Validation(
-                    network,
-                    learning,
-                    SquashedBatches([validation], crops, config.batch_size, config.input_size) if hold_out else None,
-                ),
+                Validation(network, learning, validation_batches),
                 Progress(batches.photos, kept.epochs, config.epochs),
                 KeepEpoch(kept, network, run.run_id),
                 EpochMetrics(),
@@ -189,7 +195,9 @@ def train(config, on_epoch=None):
         )
         mlflow.log_figure(report.curves_figure(kept.progress["history"]), "curves.png")
         mlflow.log_dict(kept.progress["history"], "history.json")
-        model_info = carflavor.log_model(name="model", **_what_to_pack(kept, config, training))
+        packed = _what_to_pack(kept, config, training)
+        packed["training"]["temperature"] = _calibrate(packed["network"], config.temperature, validation_batches)
+        model_info = carflavor.log_model(name="model", **packed)
         _logger.info("Model of epoch %d: %s", kept.progress["best"]["epoch"], model_info.model_uri)
         kept.remove()
     return model_info
@@ -239,6 +247,23 @@ def device_scope(devices):
     if not 1 <= devices <= len(found):
         raise ValueError(f"Expected devices to be from 1 to {len(found)}, the {kind}s here. Received: {devices}")
     return tf.distribute.MirroredStrategy(found[:devices]).scope()
+
+
+def _build_network(config, class_names):
+    if not is_model(config.weights):
+        weights = config.weights
+        if weights not in ("none", "imagenet"):
+            weights = resolve_input(weights, "weights")
+        return networks.build(config.network, len(class_names), config.input_size, weights)
+    # Random weights of the head come from the seed, whatever else was loaded.
+    classifier = carflavor.load_model(resolve_model(config.weights, "weights"))
+    if classifier.network.name != config.network:
+        raise ValueError(
+            f"weights: expected a model with network={config.network}, got {config.weights} with "
+            f"network={classifier.network.name}"
+        )
+    _logger.info("weights: the layers of %s, with a new head", config.weights)
+    return networks.with_new_head(classifier.network, len(class_names), config.input_size)
 
 
 def _fit_head(network, batches, config):
@@ -296,6 +321,22 @@ def _take_over_run(progress, run_id):
         if client.get_run(progress["run_id"]).info.status == "RUNNING":
             client.set_terminated(progress["run_id"], "KILLED")
     _logger.info("Going on after epoch %d, where run %s ended", progress["epochs"], progress["run_id"])
+
+
+def _calibrate(network, temperature, batches):
+    """Folds the temperature into the network; returns it."""
+    if temperature == "fit":
+        if batches is None:
+            _logger.warning(
+                "The probabilities are not calibrated: no photo was held out to fit the temperature on. "
+                "temperature=<number> takes the one that a training with validation=hold_out has found"
+            )
+            return 1.0
+        probabilities = np.concatenate([network.predict_on_batch(batches[index][0]) for index in range(len(batches))])
+        temperature = fit_temperature(probabilities, batches.labels)
+    fold_temperature(network, temperature)
+    mlflow.log_metric("temperature", temperature)
+    return temperature
 
 
 class Validation(keras.callbacks.Callback):

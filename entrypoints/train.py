@@ -1,6 +1,6 @@
 import click
 
-from carflavor.command import AutoOr, StepCommand
+from carflavor.command import OrWord, StepCommand
 from carflavor.networks import NETWORKS
 from carflavor.recipes import PRESETS
 from carflavor.train import (
@@ -15,7 +15,7 @@ from carflavor.train import (
 
 def recipe_option(flag, click_type):
     """An option that is `auto` unless it is given: then the preset says it."""
-    return click.option(flag, default="auto", show_default=True, type=AutoOr(click_type))
+    return click.option(flag, default="auto", show_default=True, type=OrWord("auto", click_type))
 
 
 @click.command(cls=StepCommand)
@@ -41,6 +41,12 @@ def recipe_option(flag, click_type):
 @recipe_option("--class-weights", click.Choice(CLASS_WEIGHT_CHOICES))
 @recipe_option("--precision", click.Choice(PRECISION_CHOICES))
 @click.option("--validation", default=TrainConfig.validation, show_default=True, type=click.Choice(VALIDATION_CHOICES))
+@click.option(
+    "--temperature",
+    default=TrainConfig.temperature,
+    show_default=True,
+    type=OrWord("fit", click.FloatRange(0, min_open=True)),
+)
 @click.option("--devices", default=TrainConfig.devices, show_default=True, type=click.IntRange(1))
 @click.option("--resume", default=TrainConfig.resume, show_default=True, type=bool)
 @click.option("--seed", default=TrainConfig.seed, show_default=True, type=click.IntRange(0))

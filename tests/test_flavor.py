@@ -270,10 +270,10 @@ def test_load_model_refuses_another_flavor(tmp_path):
 
 def test_load_model_says_which_code_runs_when_it_is_not_the_packed_one(packed_model, tmp_path, caplog):
     shutil.copytree(packed_model, tmp_path / "model")
-    changed = tmp_path / "model" / "code" / "carflavor" / "report.py"
+    changed = tmp_path / "model" / "code" / "carflavor" / "version.py"
     changed.write_text(changed.read_text() + "\n# a later version\n")
     manifest = json.loads((packed_model / "manifest.json").read_text())
-    manifest["sha256"]["code/carflavor/report.py"] = flavor._sha256(changed)
+    manifest["sha256"]["code/carflavor/version.py"] = flavor._sha256(changed)
     (tmp_path / "model" / "manifest.json").write_text(json.dumps(manifest))
     with caplog.at_level(logging.INFO, logger="carflavor"):
         carflavor.load_model(packed_model)

@@ -1,10 +1,16 @@
+import base64
+import configparser
 import io
 import re
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from carflavor import report
+from carflavor.measures import compare
+from carflavor.report import style
 
 HOSTILE = [
     "Ram C/V Cargo Van Minivan 2012",
@@ -126,6 +132,68 @@ def test_no_confused_pairs():
     assert texts(figure) == ["No photo was taken for another class."]
 
 
+def test_more_than_three_confused_pairs_stand_two_on_a_line():
+    pairs = [report.ConfusedPair(f"a{row}", f"b{row}", 1, 2, PHOTO, PHOTO) for row in range(5)]
+    figure = render(report.confused_pairs_figure(pairs))
+    lines = [line for line in np.reshape(figure.axes, (3, 7))]
+    assert [axes.get_xlabel() for axes in lines[0]] == ["a0", "", "b0", "", "a1", "", "b1"]
+    assert [axes.get_xlabel() for axes in lines[2]] == ["a4", "", "b4", "", "", "", ""]
+
+
+BINS = [
+    {"from": 0.0, "to": 0.5, "photos": 0, "mean_prob": None, "accuracy": None, "low": None, "high": None},
+    {"from": 0.5, "to": 1.0, "photos": 8, "mean_prob": 0.75, "accuracy": 1.0, "low": 0.7, "high": 1.0},
+]
+
+
+def test_reliability_leaves_out_bins_without_photos():
+    accuracy, photos = render(report.reliability_figure(BINS)).axes
+    assert accuracy.lines[1].get_xydata().tolist() == [[0.75, 1.0]]
+    assert [bar.get_height() for bar in photos.patches] == [0, 8]
+
+
+def test_rejection_marks_the_chosen_threshold():
+    curve = np.array([0.25, 1.0]), np.array([1.0, 0.5])
+    (axes,) = render(report.rejection_figure(curve, curve, (0.25, 1.0), 0.95)).axes
+    validation, test, target, chosen = axes.lines
+    assert test.get_xydata().tolist() == [[0.25, 1.0], [1.0, 0.5]]
+    assert target.get_ydata() == [0.95, 0.95]
+    assert chosen.get_xydata().tolist() == [[0.25, 1.0]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["validation", "test"]
+
+
+def test_rejection_without_validation_photos():
+    (axes,) = render(report.rejection_figure((np.array([1.0]), np.array([0.5])))).axes
+    assert len(axes.lines) == 1
+
+
+def test_comparison_names_the_classes_that_differ_most():
+    labels = np.repeat(np.arange(30), 2)
+    wrong = np.where(np.arange(60) % 2, labels, (labels + 1) % 30)
+    wrong[:2] = 1  # the first class twice, all others once
+    overall, classes = render(report.comparison_figure(compare(labels, labels, wrong, class_names(30)))).axes
+    assert [label.get_text() for label in overall.get_yticklabels()] == ["this model", "the other"]
+    assert len(classes.get_yticklabels()) == 20
+    assert classes.get_yticklabels()[0].get_text() == "Ram C/V Cargo Van Minivan 2012 0 (2)"
+    assert [line.get_xdata().tolist() for line in classes.lines[:3]] == [[1.0, 0.0], [0.0], [1.0]]
+
+
+def test_comparison_of_equal_models():
+    (overall,) = render(report.comparison_figure(compare(np.array([0]), np.array([0]), np.array([0]), ["a"]))).axes
+    assert overall.get_title("left") == "all photos, 95 % intervals"
+
+
+def test_heat_glows_where_it_is_and_leaves_the_rest():
+    photo = np.full((40, 60, 3), 100, np.uint8)
+    heat = np.zeros((4, 4))
+    heat[0, 3] = 1
+    overlay = report.overlay_heat(photo, heat)
+    assert (overlay.shape, overlay.dtype) == ((40, 60, 3), np.uint8)
+    assert overlay[-1, 0].tolist() == [100, 100, 100]
+    # matplotlib's inferno ends in (252.0, 254.6, 164.5), of which 65 % are mixed in.
+    assert overlay[0, -1].tolist() == [199, 200, 142]
+
+
 def test_class_bars_start_with_the_worst_and_end_without_photos():
     figure = render(report.class_bars_figure(["a", "none", "b"], [0.75, np.nan, 0.5], [4, 0, 10]))
     (axes,) = figure.axes
@@ -148,9 +216,61 @@ def test_page_is_escaped_and_self_contained():
     assert '<html lang="en">' in page
     assert "<title>&lt;script&gt;title</title>" in page
     assert "<dt>top-1</dt><dd>&lt;script&gt;0.9</dd>" in page
-    uri = re.search(r'<img src="data:image/png;base64,(iVBOR[\w+/=]+)" width="480" alt="(.*?)">', page)
+    uri = re.search(r'<img src="data:image/webp;base64,(UklGR[\w+/=]+)" width="480" alt="(.*?)">', page)
     assert uri[2] == "&lt;script&gt;&#34;head"
     assert "http" not in page.replace(uri[1], "")
+
+
+def decode_figures(page):
+    images = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', page)
+    return [cv2.imdecode(np.frombuffer(base64.b64decode(image), np.uint8), cv2.IMREAD_COLOR) for image in images]
+
+
+def test_lines_stay_sharp_and_photos_keep_their_colours_on_the_page():
+    random = np.random.default_rng(0)
+    colours = np.kron(random.integers(0, 256, (3, 4, 3), "uint8"), np.ones((20, 20, 1), np.uint8))
+    figures = [
+        report.confusion_figure(np.eye(3, dtype=int), list("abc")),
+        report.photo_grid_figure([colours], ["x"], 1),
+    ]
+    drawing, photo = decode_figures(
+        report.render_report("t", [], [report.Section("s", figure=figure) for figure in figures])
+    )
+    assert set(np.unique(drawing)) <= set(range(0, 256, 17))
+    assert (drawing[0] == 255).all()
+    # Of every colour field its middle, in BGR.
+    height, width = photo.shape[:2]
+    assert len(np.unique(photo)) > 100
+    assert np.abs(photo[height // 3, width // 8].astype(int) - colours[30, 10, ::-1]).max() < 12
+
+
+def test_lead_stands_before_the_figures():
+    page = report.render_report("t", [("top-1", "0.9")], [], lead=["first <b>\nline", "second"])
+    assert "<h1>t</h1>\n<p>first &lt;b&gt;\nline</p>\n<p>second</p>\n<dl>" in page
+
+
+def test_percent_sign_stays_with_its_number():
+    page = report.render_report("t", [], [report.Section("s", text="87.5 % and 5 %")], lead=["top-1 87.5 %"])
+    assert page.count("87.5\N{NO-BREAK SPACE}%") == 2 and "5 %" not in page
+
+
+def test_template_travels_with_the_package_and_the_model(packed_model):
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    assert setup["options.package_data"]["carflavor.report"] == "*.html"
+    assert (packed_model / "code" / "carflavor" / "report" / "page.html").is_file()
+
+
+def test_letters_of_east_asia_draw_without_a_warning():
+    names = ["大众 帕萨特 2011", "トヨタ カローラ", "현대 쏘나타"]
+    render(report.confusion_figure(np.eye(3, dtype=int), names))
+    render(report.class_bars_figure(names, [0.5, 0.6, 0.7], [4, 4, 4]))
+    render(report.photo_grid_figure([PHOTO] * 3, names, columns=3))
+
+
+def test_fonts_are_those_that_are_installed(monkeypatch):
+    monkeypatch.setattr(style.font_manager, "get_font_names", lambda: ["SimHei", "DejaVu Sans", "Noto Sans CJK SC"])
+    assert style.find_fonts() == ["DejaVu Sans", "Noto Sans CJK SC", "SimHei"]
 
 
 def test_tables():

@@ -180,6 +180,39 @@ def test_final_training_learns_from_the_validation_photos_and_keeps_the_last_epo
     assert (training["best_epoch"], training["validation_accuracy"], training["validation"]) == (2, None, "train")
 
 
+def test_temperature_is_folded_into_the_model(store, data):
+    losses = {}
+    for temperature in (1.0, 4.0, "fit"):
+        info = train(small(data, temperature=temperature))
+        classifier = carflavor.load_model(f"runs:/{info.run_id}/model")
+        with RecordFile(data / "train.h5") as records:
+            probabilities = classifier.predict_probabilities(list(records.images("box")[:]))
+        losses[temperature] = np.log(probabilities)
+        training = mlflow.artifacts.load_dict(f"runs:/{info.run_id}/model/manifest.json")["training"]
+    # Of the same training: logits that are a quarter, up to one number a photo.
+    for temperature, factor in ((4.0, 0.25), ("fit", 1 / training["temperature"])):
+        spread = np.diff(losses[temperature], axis=1)
+        np.testing.assert_allclose(spread, factor * np.diff(losses[1.0], axis=1), rtol=0.02, atol=0.02)
+
+
+def test_training_begins_with_a_model_of_ours_for_another_dataset(store, data, tmp_path):
+    first = train(small(data, epochs=1))
+    for split in ("train", "validation"):
+        write_split(tmp_path / "other" / f"{split}.h5", [0, 1] * 8, names=("rot", "gruen"))
+    weights = f"runs:/{first.run_id}/model"
+    second = train(small(tmp_path / "other", weights=weights, epochs=1, learning_rate=1e-9, input_size=40))
+    before = carflavor.load_model(weights).network
+    after = carflavor.load_model(f"runs:/{second.run_id}/model")
+    assert (after.class_names, after.network.input_shape) == (["rot", "gruen"], (None, 40, 40, 3))
+    for layer in before.layers[:-1]:
+        for old, new in zip(
+            layer.trainable_weights, after.network.get_layer(layer.name).trainable_weights, strict=True
+        ):
+            np.testing.assert_allclose(new, old, atol=1e-6)
+    with pytest.raises(ValueError, match="weights: expected a model with network=resnet18, got .* with network=tiny"):
+        train(small(data, weights=weights, network="resnet18"))
+
+
 def test_on_epoch_ends_the_training(store, data):
     seen = []
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import keras
+
 from carflavor.networks import efficientnet_lite, resnet
 from carflavor.networks.weights import load_imagenet_weights
 
@@ -74,3 +76,21 @@ def build(name, num_classes, input_size, weights="none"):
     model = network.build_for_imagenet(num_classes, input_size)
     load_imagenet_weights(model, name, weights)
     return model
+
+
+def with_new_head(network, num_classes, input_size):
+    """Returns a copy of a trained network whose last layer is new, for other classes or another size.
+
+    Args:
+        network: `keras.Model` as `build` returns it.
+        num_classes: Number of outputs.
+        input_size: Side of the square input in pixels.
+
+    Returns:
+        `keras.Model` as `build` returns it.
+    """
+    photos = keras.Input((input_size, input_size, 3), dtype="uint8", name="photos")
+    copy = keras.models.clone_model(network, input_tensors=photos)
+    copy.set_weights(network.get_weights())
+    head = type(network.layers[-1]).from_config(network.layers[-1].get_config() | {"units": num_classes})
+    return keras.Model(photos, head(copy.layers[-1].input), name=network.name)
