@@ -22,7 +22,7 @@ from carflavor.augmentation import Augmentation
 from carflavor.calibration import fit_temperature, fold_temperature
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.locations import is_model, resolve_input, resolve_model
-from carflavor.learner import Learner, build_optimizer, fit_head, in_precision, take_averages
+from carflavor.learner import Learner, build_optimizer, fit_head, freeze_statistics, in_precision, take_averages
 from carflavor.networks import NETWORKS
 from carflavor.networks.fusion import fuse_scales
 from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
@@ -32,6 +32,8 @@ from carflavor.recipes import PRESETS
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "mixed": ("box", "full")}
 VALIDATION_CHOICES = ("hold_out", "train")
 CLASS_WEIGHT_CHOICES = ("none", "balanced")
+OPTIMIZER_CHOICES = ("adamw", "sgd")
+STATISTICS_CHOICES = ("batch", "frozen")
 PRECISION_CHOICES = ("float32", "mixed_bfloat16")
 RESUMED_FROM_TAG = "carflavor.resumed_from"
 _METRICS_AT_ONCE = 1000  # MLflow takes no more in one request
@@ -54,8 +56,11 @@ class TrainConfig:
         head_epochs: Epochs of the last layer alone, on features computed once, before the whole network is trained.
         epochs: Times that the training photos are gone through.
         batch_size: Photos a step.
+        optimizer: `adamw` or `sgd` (with Nesterov momentum of 0.9).
         learning_rate: Highest learning rate; it is reached after a tenth of the steps and falls as a cosine to zero.
         backbone_rate: Share of the learning rate that all layers but the last one learn at.
+        statistics: What BatchNormalizations normalise with in training: those of each `batch`, or the `frozen` ones
+            that they begin with.
         weight_decay: Decoupled weight decay of the kernels; BatchNormalization, Scale and biases have none.
         label_smoothing: Share of the probability spread over all classes in the target.
         min_area: Least share of a stored square that a random view keeps.
@@ -84,8 +89,10 @@ class TrainConfig:
     head_epochs: int | str = "auto"
     epochs: int | str = "auto"
     batch_size: int | str = "auto"
+    optimizer: str = "auto"
     learning_rate: float | str = "auto"
     backbone_rate: float | str = "auto"
+    statistics: str = "auto"
     weight_decay: float | str = "auto"
     label_smoothing: float | str = "auto"
     min_area: float | str = "auto"
@@ -113,9 +120,13 @@ class TrainConfig:
         config = replace(self, **{name: value for name, value in preset.items() if getattr(self, name) == "auto"})
         _check_choice("network", config.network, NETWORKS)
         _check_choice("crop", config.crop, CROP_CHOICES)
+        _check_choice("optimizer", config.optimizer, OPTIMIZER_CHOICES)
+        _check_choice("statistics", config.statistics, STATISTICS_CHOICES)
         _check_choice("class_weights", config.class_weights, CLASS_WEIGHT_CHOICES)
         _check_choice("precision", config.precision, PRECISION_CHOICES)
         _check_choice("validation", config.validation, VALIDATION_CHOICES)
+        if config.statistics == "frozen" and config.weights == "none":
+            raise ValueError("Expected weights with statistics=frozen: a random network has no statistics to keep")
         if config.input_size == "auto":
             config = replace(config, input_size=NETWORKS[config.network].input_size)
         if not isinstance(config.input_size, int) or not 32 <= config.input_size <= 1024:
@@ -275,6 +286,8 @@ def _fit_head(network, batches, config):
 
 def _build_learner(network, config, learned_from, steps_per_epoch):
     learning = in_precision(network, config.precision)
+    if config.statistics == "frozen":
+        freeze_statistics(learning)
     augmentation = Augmentation(
         config.input_size,
         config.min_area,

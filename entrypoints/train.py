@@ -6,7 +6,9 @@ from carflavor.recipes import PRESETS
 from carflavor.train import (
     CLASS_WEIGHT_CHOICES,
     CROP_CHOICES,
+    OPTIMIZER_CHOICES,
     PRECISION_CHOICES,
+    STATISTICS_CHOICES,
     VALIDATION_CHOICES,
     TrainConfig,
     train,
@@ -28,8 +30,10 @@ def recipe_option(flag, click_type):
 @recipe_option("--head-epochs", click.IntRange(0))
 @recipe_option("--epochs", click.IntRange(1))
 @recipe_option("--batch-size", click.IntRange(1))
+@recipe_option("--optimizer", click.Choice(OPTIMIZER_CHOICES))
 @recipe_option("--learning-rate", click.FloatRange(0, min_open=True))
 @recipe_option("--backbone-rate", click.FloatRange(0, 1))
+@recipe_option("--statistics", click.Choice(STATISTICS_CHOICES))
 @recipe_option("--weight-decay", click.FloatRange(0))
 @recipe_option("--label-smoothing", click.FloatRange(0, 1))
 @recipe_option("--min-area", click.FloatRange(0, 1, min_open=True))

@@ -125,6 +125,8 @@ def test_same_seed_gives_the_same_curve(store, data):
         ({"precision": "float16"}, "Expected precision to be one of float32, mixed_bfloat16. Received: .*'float16'"),
         ({"validation": "none"}, "Expected validation to be one of hold_out, train. Received: validation='none'"),
         ({"class_weights": "yes"}, "Expected class_weights to be one of none, balanced. Received: .*'yes'"),
+        ({"statistics": "frozen"}, "Expected weights with statistics=frozen: a random network has no statistics to"),
+        ({"optimizer": "adam"}, "Expected optimizer to be one of adamw, sgd. Received: optimizer='adam'"),
         ({"devices": 64}, "Expected devices to be from 1 to 1, the CPUs here. Received: 64"),
     ],
 )

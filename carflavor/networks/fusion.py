@@ -67,19 +67,18 @@ class ScaledBatchNormalization(keras.layers.Layer):
             beta = beta + gamma * norm.beta
         if norm.scale:
             gamma = gamma * norm.gamma
-        if not (training and norm.trainable):
-            factor = gamma * tf.math.rsqrt(norm.moving_variance + norm.epsilon)
-            offset = beta - norm.moving_mean * factor
-            return inputs * tf.cast(factor, inputs.dtype) + tf.cast(offset, inputs.dtype)
+        of_batch = training and norm.trainable
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=gamma,
             offset=beta,
-            mean=tf.zeros([0]),
-            variance=tf.zeros([0]),
+            mean=tf.zeros([0]) if of_batch else tf.convert_to_tensor(norm.moving_mean),
+            variance=tf.zeros([0]) if of_batch else tf.convert_to_tensor(norm.moving_variance),
             epsilon=norm.epsilon,
-            is_training=True,
+            is_training=of_batch,
         )
+        if not of_batch:
+            return outputs
         # The kernel gives the variance of the population (divided by n - 1); Keras keeps that of the sample.
         count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
         variance *= (count - 1) / count
