@@ -21,15 +21,19 @@ from carflavor.data.locations import data_home
 from carflavor.version import __version__
 
 
-def digest(settings, files):
-    """Returns the hex name of a training: the same for the same settings on the same photos with the same version.
+def digest(settings, files, weights):
+    """Returns the hex name of a training: the same for the same beginning, settings, photos and version of carflavor.
 
     Args:
         settings: Dict of JSON values.
         files: `RecordFile`s that it learns from and is validated on.
+        weights: List of arrays, the values of the network that it begins with.
     """
     parts = {"carflavor": __version__, "settings": settings, "data": [file.digest() for file in files]}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    sha256 = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for weight in weights:
+        sha256.update(np.ascontiguousarray(weight))
+    return sha256.hexdigest()[:16]
 
 
 class Checkpoint:
@@ -41,7 +45,7 @@ class Checkpoint:
     Attributes:
         folder: `Path` of the folder, under `data_home()`.
         progress: Dict of what was done so far, or None: `epochs` int, `run_id` str, `history` dict of metric name to
-            list, `best` dict with `epoch`, `accuracy` and `rank`, or None.
+            list, `best` dict with `epoch`, `validation_accuracy` and `rank`, or None.
 
     Raises:
         ValueError: If another process trains with the same data and settings.
@@ -66,6 +70,9 @@ class Checkpoint:
         return self
 
     def __exit__(self, *error):
+        if not (self.folder / "progress.json").is_file():
+            # A training that was refused, or that has come to its end.
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def restore(self, variables):

@@ -43,4 +43,9 @@ class OrWord(click.ParamType):
         self._click_type = click_type
 
     def convert(self, value, param, ctx):
-        return value if value == self._word else self._click_type.convert(value, param, ctx)
+        if value == self._word:
+            return value
+        try:
+            return self._click_type.convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message.rstrip('.')}, nor the word {self._word}.", param, ctx)

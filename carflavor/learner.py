@@ -153,6 +153,26 @@ def take_averages(network, learning, learner):
         learner.optimizer.finalize_variable_values([counterparts[id(own)] for own in learner.trainable_variables])
 
 
+def predict(network, batches, on_photos=None):
+    """Returns what a network makes of photos in inference, an array of shape (N, ...).
+
+    Not `network.predict`, which under several devices answers for each batch once a device.
+
+    Args:
+        network: `keras.Model`.
+        batches: `carflavor.data.batches.SquashedBatches`.
+        on_photos: Optional function that is called with the number of photos of each batch that is done.
+    """
+    call = tf.function(lambda photos: network(photos, training=False), jit_compile=False, reduce_retracing=True)
+    outputs = []
+    for index in range(len(batches)):
+        photos, _ = batches[index]
+        outputs.append(call(photos).numpy())
+        if on_photos is not None:
+            on_photos(len(photos))
+    return np.concatenate(outputs)
+
+
 def fit_head(network, batches, epochs, label_smoothing, on_photos):
     """Trains the last layer on what the layers before it make of the photos, computed once.
 
@@ -161,7 +181,7 @@ def fit_head(network, batches, epochs, label_smoothing, on_photos):
 
     Args:
         network: `keras.Model` whose last layer is a softmax `Dense`.
-        batches: `keras.utils.PyDataset` of photos as the network takes them, uint8, and one-hot targets.
+        batches: `carflavor.data.batches.SquashedBatches`.
         epochs: Times that the features are gone through.
         label_smoothing: As in training.
         on_photos: Function that is called with the number of photos of each batch whose features are there.
@@ -170,16 +190,8 @@ def fit_head(network, batches, epochs, label_smoothing, on_photos):
         Share of the photos that the network is right about now.
     """
     head = network.layers[-1]
-    backbone = fuse_scales(keras.Model(network.input, head.input))
-    backbone.compile(jit_compile=False)
-    features, targets = [], []
-    for index in range(len(batches)):
-        photos, batch_targets = batches[index]
-        features.append(backbone.predict_on_batch(photos))
-        targets.append(batch_targets)
-        on_photos(len(photos))
-    features, targets = np.concatenate(features), np.concatenate(targets)
-
+    features = predict(fuse_scales(keras.Model(network.input, head.input)), batches, on_photos)
+    targets = keras.utils.to_categorical(batches.labels, head.units)
     model = keras.Sequential([keras.Input(features.shape[1:]), keras.layers.Dense(head.units, activation="softmax")])
     steps = epochs * -(-len(features) // _HEAD_BATCH)
     model.compile(

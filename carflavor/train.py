@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -14,17 +13,16 @@ import mlflow
 import numpy as np
 import tensorflow as tf
 from mlflow.entities import Metric
-from mlflow.keras import MlflowCallback
 
 import carflavor
 from carflavor import checkpoint, networks, report, tracking
 from carflavor.augmentation import Augmentation
 from carflavor.calibration import fit_temperature, fold_temperature
+from carflavor.callbacks import AskWhetherToStop, EpochMetrics, KeepEpoch, Progress, Validation
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.locations import is_model, resolve_input, resolve_model
-from carflavor.learner import Learner, build_optimizer, fit_head, freeze_statistics, in_precision, take_averages
+from carflavor.learner import Learner, build_optimizer, fit_head, freeze_statistics, in_precision, predict
 from carflavor.networks import NETWORKS
-from carflavor.networks.fusion import fuse_scales
 from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
 from carflavor.progress import progress_bar
 from carflavor.recipes import PRESETS
@@ -58,7 +56,8 @@ class TrainConfig:
         batch_size: Photos a step.
         optimizer: `adamw` or `sgd` (with Nesterov momentum of 0.9).
         learning_rate: Highest learning rate; it is reached after a tenth of the steps and falls as a cosine to zero.
-        backbone_rate: Share of the learning rate that all layers but the last one learn at.
+        backbone_rate: Share of the learning rate that all layers but the last one learn at; it does not reduce their
+            weight decay.
         statistics: What BatchNormalizations normalise with in training: those of each `batch`, or the `frozen` ones
             that they begin with.
         weight_decay: Decoupled weight decay of the kernels; BatchNormalization, Scale and biases have none.
@@ -143,7 +142,7 @@ def _check_choice(parameter, value, choices):
 
 
 def train(config, on_epoch=None):
-    """Trains, and logs metrics, curves and the model of the best epoch to the run.
+    """Trains, and logs metrics, curves and the model of the best epoch to the run; without validation of the last one.
 
     Args:
         config: `TrainConfig`.
@@ -170,13 +169,14 @@ def train(config, on_epoch=None):
         crops = CROP_CHOICES[config.crop]
         for records, crop in itertools.product(learned_from, crops):
             records.images(crop)  # refuses a crop that is not stored, before anything takes long
-        kept = stack.enter_context(checkpoint.Checkpoint(_name_of(config, [training, validation])))
-        if not config.resume:
-            kept.forget()
         stack.enter_context(device_scope(config.devices))
 
         keras.utils.set_random_seed(config.seed)
         network = _build_network(config, training.class_names)
+        kept = stack.enter_context(checkpoint.Checkpoint(_name_of(config, [training, validation], network)))
+        if not config.resume:
+            kept.forget()
+        run.on_early_end(lambda: _keep_model(run.run_id, kept, config, training))
         if config.head_epochs and not kept.progress:
             _fit_head(network, SquashedBatches(learned_from, crops, config.batch_size, config.input_size), config)
         validation_batches = (
@@ -184,7 +184,6 @@ def train(config, on_epoch=None):
         )
         batches = PhotoBatches(learned_from, crops, config.batch_size, config.seed, kept.epochs)
         learning, learner = _build_learner(network, config, learned_from, len(batches))
-        run.on_early_end(lambda: _keep_model(run.run_id, kept, config, training))
         if kept.progress:
             kept.restore(learner.state)
             _take_over_run(kept.progress, run.run_id)
@@ -204,7 +203,9 @@ def train(config, on_epoch=None):
             shuffle=False,
             verbose=0,
         )
-        mlflow.log_figure(report.curves_figure(kept.progress["history"]), "curves.png")
+        if kept.best_path is None:
+            raise ValueError("The validation loss was no number after any epoch: try a smaller learning_rate")
+        mlflow.log_figure(report.curves_figure(kept.progress["history"], kept.progress["best"]["epoch"]), "curves.png")
         mlflow.log_dict(kept.progress["history"], "history.json")
         packed = _what_to_pack(kept, config, training)
         packed["training"]["temperature"] = _calibrate(packed["network"], config.temperature, validation_batches)
@@ -236,10 +237,12 @@ def _say_what_it_learns_from(training):
         )
 
 
-def _name_of(config, files):
-    # Where the data lies and whether to resume does not change what is learned.
-    settings = {name: value for name, value in asdict(config).items() if name not in ("data", "preset", "resume")}
-    return checkpoint.digest(settings, files)
+def _name_of(config, files, network):
+    # Neither where the data and the first weights come from nor what happens after the last epoch changes what is
+    # learned.
+    without = ("data", "preset", "weights", "resume", "temperature")
+    settings = {name: value for name, value in asdict(config).items() if name not in without}
+    return checkpoint.digest(settings, files, network.get_weights())
 
 
 def device_scope(devices):
@@ -281,7 +284,7 @@ def _fit_head(network, batches, config):
     with progress_bar("head", len(batches.labels)) as progress:
         accuracy = fit_head(network, batches, config.head_epochs, config.label_smoothing, progress.update)
     mlflow.log_metric("head_accuracy", accuracy)
-    _logger.info("The last layer alone is right about %.1f %% of the training photos", 100 * accuracy)
+    _logger.info("The last layer alone, trained first, knows %.1f %% of the photos it learned from", 100 * accuracy)
 
 
 def _build_learner(network, config, learned_from, steps_per_epoch):
@@ -337,141 +340,18 @@ def _take_over_run(progress, run_id):
 
 
 def _calibrate(network, temperature, batches):
-    """Folds the temperature into the network; returns it."""
+    """Folds the temperature into the network; returns it, or None where there is none."""
     if temperature == "fit":
         if batches is None:
             _logger.warning(
                 "The probabilities are not calibrated: no photo was held out to fit the temperature on. "
                 "temperature=<number> takes the one that a training with validation=hold_out has found"
             )
-            return 1.0
-        probabilities = np.concatenate([network.predict_on_batch(batches[index][0]) for index in range(len(batches))])
-        temperature = fit_temperature(probabilities, batches.labels)
+            return None
+        temperature = fit_temperature(predict(network, batches), batches.labels)
     fold_temperature(network, temperature)
     mlflow.log_metric("temperature", temperature)
     return temperature
-
-
-class Validation(keras.callbacks.Callback):
-    """After each epoch takes the averaged weights over into the network that is kept, and validates that one.
-
-    Args:
-        network: `keras.Model` that is kept.
-        learning: `keras.Model` that learns.
-        batches: Batches to validate on, or None.
-    """
-
-    def __init__(self, network, learning, batches):
-        super().__init__()
-        self._network = network
-        self._learning = learning
-        self._batches = batches
-        self._validated = fuse_scales(network)
-        self._validated.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
-
-    def on_epoch_end(self, epoch, logs=None):
-        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
-        take_averages(self._network, self._learning, self.model)
-        if self._batches is not None:
-            values = self._validated.evaluate(self._batches, verbose=0, return_dict=True)
-            logs |= {"val_loss": values["loss"], "val_accuracy": values["accuracy"]}
-
-
-class Progress(keras.callbacks.Callback):
-    """Shows one bar over the whole training, and a line an epoch; adds `photos_per_second` to the metrics.
-
-    Args:
-        photos: Training photos an epoch.
-        done: Epochs that were done before.
-        epochs: Number of epochs.
-    """
-
-    def __init__(self, photos, done, epochs):
-        super().__init__()
-        self._photos = photos
-        self._bar = progress_bar("train", photos * epochs, photos * done)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        # Of the last batch; what follows in the epoch is validation.
-        self._seconds = time.perf_counter() - self._started
-        share = (batch + 1) / self.params["steps"]
-        self._bar.update(round(self._photos * (self._epoch + share)) - self._bar.n)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not np.isfinite(logs["loss"]):
-            raise ValueError(f"The loss is {logs['loss']} after epoch {epoch + 1}: try a smaller learning_rate")
-        logs["photos_per_second"] = self._photos / self._seconds
-        validated = "val_loss" in logs
-        self._bar.write(
-            f"epoch {epoch + 1}/{self.params['epochs']}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.3f}, "
-            + (f"validation loss {logs['val_loss']:.3f}, accuracy {logs['val_accuracy']:.3f}, " if validated else "")
-            + f"{logs['photos_per_second']:.0f} photos/s",
-            # Beside the bar. Standard output waits in a buffer where it is no terminal.
-            file=sys.stderr,
-        )
-
-    def on_train_end(self, logs=None):
-        self._bar.close()
-
-
-class KeepEpoch(keras.callbacks.Callback):
-    """Writes the checkpoint of each epoch, and into it the network of the best one.
-
-    The best is the epoch with the best validation accuracy, and of those the first with the least loss; without
-    validation the last one.
-
-    Args:
-        kept: `carflavor.checkpoint.Checkpoint`.
-        network: The `keras.Model` to keep.
-        run_id: MLflow's id of the run.
-    """
-
-    def __init__(self, kept, network, run_id):
-        super().__init__()
-        self._kept = kept
-        self._network = network
-        self._run_id = run_id
-
-    def on_epoch_end(self, epoch, logs=None):
-        progress = self._kept.progress or {"history": {}, "best": None}
-        history = {name: [*progress["history"].get(name, []), float(value)] for name, value in logs.items()}
-        rank = [logs["val_accuracy"], -logs["val_loss"]] if "val_accuracy" in logs else [epoch]
-        best, is_best = progress["best"], np.isfinite(rank).all()
-        if best is None or is_best and rank > best["rank"]:
-            best = {"epoch": epoch + 1, "validation_accuracy": logs.get("val_accuracy"), "rank": rank}
-        else:
-            is_best = False
-        self._kept.save(
-            self.model.state,
-            self._network if is_best else None,
-            epochs=epoch + 1,
-            run_id=self._run_id,
-            history=history,
-            best=best,
-        )
-
-
-class AskWhetherToStop(keras.callbacks.Callback):
-    """Ends the training after the epoch for which `on_epoch(epoch, metrics)` returns True."""
-
-    def __init__(self, on_epoch):
-        super().__init__()
-        self._on_epoch = on_epoch
-
-    def on_epoch_end(self, epoch, logs=None):
-        if self._on_epoch is not None and self._on_epoch(epoch, dict(logs)):
-            self.model.stop_training = True
-
-
-class EpochMetrics(MlflowCallback):
-    """MLflow's callback without its second copy of the validation metrics, which has no step."""
-
-    def on_test_end(self, logs=None):
-        pass
 
 
 def _what_to_pack(kept, config, training):
@@ -487,20 +367,23 @@ def _what_to_pack(kept, config, training):
             "data": training.settings,
             "best_epoch": best["epoch"],
             "validation_accuracy": best["validation_accuracy"],
+            # Until the network is calibrated.
+            "temperature": None,
         },
     }
 
 
 def _keep_model(run_id, kept, config, training):
-    if kept.epochs == 0:
+    if kept.best_path is None:
         _logger.warning("No epoch came to its end: there is no model to keep")
         return
     with tempfile.TemporaryDirectory(dir=kept.folder) as folder:
         carflavor.save_model(path=Path(folder) / "model", **_what_to_pack(kept, config, training))
         mlflow.MlflowClient().log_artifacts(run_id, Path(folder) / "model", "model")
     _logger.warning(
-        "Kept the model of epoch %d: runs:/%s/model. The same command goes on after epoch %d",
+        "Kept the model of epoch %d, not calibrated: runs:/%s/model. The same command goes on after epoch %d, from %s",
         kept.progress["best"]["epoch"],
         run_id,
         kept.epochs,
+        kept.folder,
     )

@@ -32,7 +32,7 @@ def recipe_option(flag, click_type):
 @recipe_option("--batch-size", click.IntRange(1))
 @recipe_option("--optimizer", click.Choice(OPTIMIZER_CHOICES))
 @recipe_option("--learning-rate", click.FloatRange(0, min_open=True))
-@recipe_option("--backbone-rate", click.FloatRange(0, 1))
+@recipe_option("--backbone-rate", click.FloatRange(0, 1, min_open=True))
 @recipe_option("--statistics", click.Choice(STATISTICS_CHOICES))
 @recipe_option("--weight-decay", click.FloatRange(0))
 @recipe_option("--label-smoothing", click.FloatRange(0, 1))

@@ -88,7 +88,7 @@ def test_curves_mark_the_best_epoch():
         "val_accuracy": [0.1, 0.6125, 0.6],
         "learning_rate": [1e-3, 1e-3, 1e-4],
     }
-    loss, accuracy, rate = render(report.curves_figure(history)).axes
+    loss, accuracy, rate = render(report.curves_figure(history, 2)).axes
     assert accuracy.get_title("right") == "best: 0.613 in epoch 2"
     assert accuracy.lines[-1].get_xydata().tolist() == [[2, 0.6125]]
     assert rate.get_title("left") == "learning rate"
@@ -96,9 +96,15 @@ def test_curves_mark_the_best_epoch():
 
 def test_curves_of_one_epoch():
     history = {"loss": [2.0], "val_loss": [2.1], "accuracy": [0.2], "val_accuracy": [0.25]}
-    loss, accuracy = render(report.curves_figure(history)).axes
+    loss, accuracy = render(report.curves_figure(history, 1)).axes
     assert accuracy.get_title("right") == "best: 0.250 in epoch 1"
     assert loss.lines[0].get_marker() == "o"
+
+
+def test_curves_without_validation():
+    loss, accuracy = render(report.curves_figure({"loss": [2.0, 1.0], "accuracy": [0.2, 0.5]}, 2)).axes
+    assert [len(axes.lines) for axes in (loss, accuracy)] == [1, 1]
+    assert accuracy.get_title("right") == ""
 
 
 def test_photo_grid_of_different_sizes():

@@ -282,6 +282,14 @@ def fail_after_the_second_epoch(epoch, metrics):
         raise RuntimeError
 
 
+def test_refused_training_leaves_no_checkpoint(store, data):
+    with pytest.raises(ValueError, match="Expected weights=none for network=tiny"):
+        train(small(data, weights="imagenet"))
+    with pytest.raises(RuntimeError):
+        train(small(data), fail_after_the_second_epoch)
+    assert len(list(Path(os.environ["CARFLAVOR_HOME"], "checkpoints").iterdir())) == 1
+
+
 def test_other_settings_do_not_go_on_from_a_checkpoint(store, data):
     with pytest.raises(RuntimeError):
         train(small(data), fail_after_the_second_epoch)
@@ -301,7 +309,7 @@ from test_train import add_tiny_network, small
 from carflavor.train import train
 add_tiny_network()
 mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})
-info = train(small({str(data)!r}, devices=2, ema=0.9, mixup=0.2, learning_rate=0.003))
+info = train(small({str(data)!r}, devices=2, head_epochs=2, ema=0.9, mixup=0.2, learning_rate=0.003))
 print("replicas", tf.distribute.get_strategy().num_replicas_in_sync, info.run_id)
 """
     environment = {**clean_environment, "CARFLAVOR_HOME": os.environ["CARFLAVOR_HOME"]}
@@ -321,7 +329,7 @@ def test_train_says_when_it_diverges(store, data):
 
 
 def test_train_that_fails_keeps_the_best_model_so_far(store, data, monkeypatch):
-    def fail(history):
+    def fail(history, best_epoch):
         raise OSError("no space left on the device")
 
     monkeypatch.setattr("carflavor.report.curves_figure", fail)

@@ -1,18 +1,18 @@
 """The curves of a training."""
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from carflavor.report.style import DPI, MAIN_COLOR, OTHER_COLOR
 
 
-def curves_figure(history):
-    """Draws loss and accuracy by epoch and marks the epoch of the best validation accuracy.
+def curves_figure(history, best_epoch):
+    """Draws loss and accuracy by epoch and marks the epoch whose network is kept.
 
     Args:
         history: Dict of metric name to a list of floats, one an epoch: `loss`, `accuracy` and, as far as they shall be
             drawn, `val_loss` with `val_accuracy`, and `learning_rate`.
+        best_epoch: Number of the epoch to mark, from 1.
 
     Returns:
         `Figure` of two panels, or three with the learning rate.
@@ -26,7 +26,7 @@ def curves_figure(history):
         axes.plot(_epochs(history[name]), history[name], color=OTHER_COLOR, label="training", **dots)
         axes.set_title(name, loc="left")
     if "val_accuracy" in history:
-        _add_validation(panels, history, dots)
+        _add_validation(panels, history, best_epoch, dots)
     panels[0].legend(frameon=False)
     if with_rate:
         rates = history["learning_rate"]
@@ -43,15 +43,14 @@ def curves_figure(history):
     return figure
 
 
-def _add_validation(panels, history, dots):
-    best = int(np.argmax(history["val_accuracy"]))
+def _add_validation(panels, history, best_epoch, dots):
     for name, axes in zip(("val_loss", "val_accuracy"), panels, strict=False):
         axes.plot(_epochs(history[name]), history[name], color=MAIN_COLOR, label="validation", **dots)
-        axes.axvline(best + 1, color=MAIN_COLOR, linewidth=0.8, linestyle=":")
-    value = history["val_accuracy"][best]
-    panels[1].plot(best + 1, value, marker="o", markersize=9, fillstyle="none", color=MAIN_COLOR)
+        axes.axvline(best_epoch, color=MAIN_COLOR, linewidth=0.8, linestyle=":")
+    value = history["val_accuracy"][best_epoch - 1]
+    panels[1].plot(best_epoch, value, marker="o", markersize=9, fillstyle="none", color=MAIN_COLOR)
     # In the title, where no curve can run through it.
-    panels[1].set_title(f"best: {value:.3f} in epoch {best + 1}", loc="right", color=MAIN_COLOR)
+    panels[1].set_title(f"best: {value:.3f} in epoch {best_epoch}", loc="right", color=MAIN_COLOR)
 
 
 def _epochs(values):
