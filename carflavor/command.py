@@ -11,6 +11,12 @@ import mlflow
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
+def set_up_logging():
+    """Has what our steps say, and warnings of others, written to standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("carflavor").setLevel(logging.INFO)
+
+
 class StepCommand(click.Command):
     """A command that answers a refused input with one sentence and an interruption with the shell's exit code.
 
@@ -19,8 +25,7 @@ class StepCommand(click.Command):
     """
 
     def invoke(self, context):
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("carflavor").setLevel(logging.INFO)
+        set_up_logging()
         try:
             return super().invoke(context)
         except (ValueError, OSError, mlflow.MlflowException) as error:

@@ -147,10 +147,10 @@ def train(config, on_epoch=None):
     Args:
         config: `TrainConfig`.
         on_epoch: Optional function that is called after each epoch with its number, from 0, and a dict of metrics, and
-            ends the training by returning True.
+            ends the training, without a model, by returning True.
 
     Returns:
-        The `mlflow.models.model.ModelInfo` of the logged model.
+        The `mlflow.models.model.ModelInfo` of the logged model; None if `on_epoch` has ended the training.
 
     Raises:
         ValueError: If a parameter or the data is not what is expected.
@@ -207,6 +207,9 @@ def train(config, on_epoch=None):
             raise ValueError("The validation loss was no number after any epoch: try a smaller learning_rate")
         mlflow.log_figure(report.curves_figure(kept.progress["history"], kept.progress["best"]["epoch"]), "curves.png")
         mlflow.log_dict(kept.progress["history"], "history.json")
+        if learner.stop_training:
+            kept.remove()
+            return None
         packed = _what_to_pack(kept, config, training)
         packed["training"]["temperature"] = _calibrate(packed["network"], config.temperature, validation_batches)
         model_info = carflavor.log_model(name="model", **packed)

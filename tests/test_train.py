@@ -215,16 +215,20 @@ def test_training_begins_with_a_model_of_ours_for_another_dataset(store, data, t
         train(small(data, weights=weights, network="resnet18"))
 
 
-def test_on_epoch_ends_the_training(store, data):
+def test_on_epoch_ends_the_training_without_a_model(store, data):
     seen = []
 
     def on_epoch(epoch, metrics):
         seen.append((epoch, metrics["val_accuracy"]))
         return epoch == 1
 
-    info = train(small(data, epochs=5), on_epoch)
-    values = [point.value for point in store.get_metric_history(info.run_id, "val_accuracy")]
+    assert train(small(data, epochs=5), on_epoch) is None
+    (run,) = store.search_runs(["0"])
+    values = [point.value for point in store.get_metric_history(run.info.run_id, "val_accuracy")]
     assert seen == list(enumerate(values)) and len(seen) == 2
+    assert "curves.png" in {artifact.path for artifact in store.list_artifacts(run.info.run_id)}
+    assert mlflow.search_logged_models(output_format="list") == []
+    assert list(Path(os.environ["CARFLAVOR_HOME"], "checkpoints").iterdir()) == []
 
 
 def curve_and_weights(store, run_id):
