@@ -11,10 +11,10 @@ import tensorflow as tf
 from measuring import answer_rounds
 
 from carflavor import networks
-from carflavor.augmentation import Augmentation
+from carflavor.augmentation import build_augmentation
 from carflavor.data.batches import PhotoBatches
 from carflavor.data.records import RecordFile
-from carflavor.learner import Learner, build_optimizer, in_precision
+from carflavor.learner import Learner, compile_model, in_precision
 from carflavor.train import TrainConfig
 
 WARM_UP_STEPS = 2  # the first one compiles
@@ -57,16 +57,7 @@ def build_ours(config, num_classes):
 def build_ours_with_augmentation(config, num_classes):
     """Builds all that is fitted to record files."""
     network = _build_network(config, num_classes)
-    augmentation = Augmentation(
-        config.input_size,
-        config.min_area,
-        config.color,
-        config.randaugment,
-        config.mixup,
-        config.cutmix,
-        config.seed,
-    )
-    return _compile(Learner(network, augmentation), network, config)
+    return _compile(Learner(network, build_augmentation(config)), network, config)
 
 
 def _build_network(config, num_classes):
@@ -74,12 +65,7 @@ def _build_network(config, num_classes):
 
 
 def _compile(model, network, config):
-    model.compile(
-        build_optimizer(config, network.layers[-1], STEPS_PER_EPOCH),
-        keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        metrics=["accuracy"],
-        jit_compile=False,
-    )
+    compile_model(model, config, network.layers[-1], STEPS_PER_EPOCH)
     return model
 
 

@@ -14,6 +14,19 @@ import tensorflow as tf
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as everywhere in image processing
 
 
+def build_augmentation(config):
+    """Builds the `Augmentation` that a `carflavor.train.TrainConfig` without `auto` asks for."""
+    return Augmentation(
+        config.input_size,
+        config.min_area,
+        config.color,
+        config.randaugment,
+        config.mixup,
+        config.cutmix,
+        config.seed,
+    )
+
+
 class Augmentation(keras.layers.Layer):
     """Augments a batch of photos and mixes it.
 

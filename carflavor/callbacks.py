@@ -26,8 +26,9 @@ class Validation(keras.callbacks.Callback):
         self._network = network
         self._learning = learning
         self._batches = batches
-        self._validated = fuse_scales(network)
-        self._validated.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+        if batches is not None:
+            self._validated = fuse_scales(network)
+            self._validated.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
 
     def on_epoch_end(self, epoch, logs=None):
         logs["learning_rate"] = float(self.model.optimizer.learning_rate)

@@ -36,6 +36,29 @@ def digest(settings, files, weights):
     return sha256.hexdigest()[:16]
 
 
+def lock(path, refusal):
+    """Locks a file against other processes until it is closed or this process ends.
+
+    Args:
+        path: `Path` of the file; it and its folder are made where they are missing.
+        refusal: What to say where another process holds the lock.
+
+    Returns:
+        The open file.
+
+    Raises:
+        ValueError: If another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(refusal) from None
+    return file
+
+
 class Checkpoint:
     """The checkpoint folder of one training; a context manager that keeps other processes out of it.
 
@@ -56,15 +79,10 @@ class Checkpoint:
         self.progress = None
 
     def __enter__(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise ValueError(
-                f"Another process is training with the same data and settings: its checkpoint {self.folder} is in use"
-            ) from None
+        self._lock = lock(
+            self.folder / "lock",
+            f"Another process is training with the same data and settings: its checkpoint {self.folder} is in use",
+        )
         if (self.folder / "progress.json").is_file():
             self.progress = json.loads((self.folder / "progress.json").read_text())
         return self

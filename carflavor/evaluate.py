@@ -22,14 +22,11 @@ from carflavor.predictions import (
     encode_predictions,
     load_other_predictor,
     load_predictor,
-    predict_split,
     predictions_file,
 )
 from carflavor.preprocess import open_split
 from carflavor.report import findings as reporting
 from carflavor.report.findings import Findings, Heat, Threshold
-
-__all__ = ["EvaluateConfig", "evaluate", "predict_split"]
 
 _HARDEST = 24
 _HEATS = 12  # half of them of photos that are wrong

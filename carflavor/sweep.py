@@ -5,7 +5,6 @@ run, and the training that was under way goes on from its own checkpoint.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import pickle
@@ -153,16 +152,9 @@ def _look_at_data(config, settings, ranges):
         return str(training.path.parent), checkpoint.digest({"name": config.name, **said}, [training, validation], [])
 
 
-@contextlib.contextmanager
 def _alone(digest):
     path = data_home() / "sweeps" / f"{digest}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError("Another process runs this sweep: give this one another name") from None
-        yield
+    return checkpoint.lock(path, "Another process runs this sweep: give this one another name")
 
 
 def _go_on(client, parent, ranges):

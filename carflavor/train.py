@@ -16,12 +16,12 @@ from mlflow.entities import Metric
 
 import carflavor
 from carflavor import checkpoint, networks, report, tracking
-from carflavor.augmentation import Augmentation
+from carflavor.augmentation import build_augmentation
 from carflavor.calibration import fit_temperature, fold_temperature
 from carflavor.callbacks import AskWhetherToStop, EpochMetrics, KeepEpoch, Progress, Validation
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.locations import is_model, resolve_input, resolve_model
-from carflavor.learner import Learner, build_optimizer, fit_head, freeze_statistics, in_precision, predict
+from carflavor.learner import Learner, compile_model, fit_head, freeze_statistics, in_precision, predict
 from carflavor.networks import NETWORKS
 from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
 from carflavor.progress import progress_bar
@@ -294,23 +294,8 @@ def _build_learner(network, config, learned_from, steps_per_epoch):
     learning = in_precision(network, config.precision)
     if config.statistics == "frozen":
         freeze_statistics(learning)
-    augmentation = Augmentation(
-        config.input_size,
-        config.min_area,
-        config.color,
-        config.randaugment,
-        config.mixup,
-        config.cutmix,
-        config.seed,
-    )
-    learner = Learner(learning, augmentation, _class_weights(config.class_weights, learned_from))
-    learner.compile(
-        build_optimizer(config, learning.layers[-1], steps_per_epoch),
-        keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        metrics=["accuracy"],
-        # XLA is several times slower on this network's CPU kernels than TensorFlow's own (oneDNN).
-        jit_compile=False,
-    )
+    learner = Learner(learning, build_augmentation(config), _class_weights(config.class_weights, learned_from))
+    compile_model(learner, config, learning.layers[-1], steps_per_epoch)
     learner.optimizer.build(learner.trainable_variables)
     return learning, learner
 

@@ -146,6 +146,7 @@ class RecordFile:
 
     def __init__(self, path):
         self.path = Path(path)
+        self._digest = None
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
@@ -207,7 +208,15 @@ class RecordFile:
         return self._file[f"images/{crop}"]
 
     def digest(self):
-        """Returns the SHA-256 (hex) over the datasets; two files are equal when theirs are."""
+        """Returns the SHA-256 (hex) over the datasets; two files are equal when theirs are.
+
+        The first call reads all pixels, the next ones do not.
+        """
+        if self._digest is None:
+            self._digest = self._compute_digest()
+        return self._digest
+
+    def _compute_digest(self):
         sha256 = hashlib.sha256()
         names = [f"images/{crop}" for crop in self.crops]
         for name in [*names, "labels", "class_names", "sources", "sizes", "boxes", "settings"]:
