@@ -149,6 +149,10 @@ def _look_at_data(config, settings, ranges):
     mlflow.log_dict(said, "resolved_config.json")
     with open_split(config.data, "train") as training, open_split(config.data, "validation") as validation:
         mlflow.set_tag(tracking.DATA_TAG, training.settings["source"])
+        # By this MLflow knows the files before the trials do: two at the same time would both make them known, and one
+        # of them would fail.
+        tracking.log_records(training, "train")
+        tracking.log_records(validation, "validation")
         return str(training.path.parent), checkpoint.digest({"name": config.name, **said}, [training, validation], [])
 
 
@@ -192,7 +196,7 @@ def _search_here(search, report, seed):
     study.add_trials([trial.to_optuna(search.ranges) for trial in search.earlier if trial.state != FAILED])
     for parameters in search.waiting:
         study.enqueue_trial(parameters)
-    number = max((trial.number for trial in search.earlier), default=0)
+    number = search.last_number
     failures = 0
     while report.left > 0:
         number += 1

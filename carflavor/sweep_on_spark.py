@@ -2,10 +2,12 @@
 
 `MlflowSparkStudy` has each task choose values by itself from what all of them have written into `MlflowStorage`: a run
 for the study, and a child run for each trial. Here the study's run is the sweep's, and a training joins the run of its
-trial, so that there is one run a trial. Three things are done otherwise than they would be without us:
+trial, so that there is one run a trial. Four things are done otherwise than they would be without us:
 
 - Each task has a copy of the same sampler, and would draw the same values as the others: ours draws anew.
 - Trials that are put into Optuna's queue are taken out and lost by `MlflowStorage`: ours come by the sampler.
+- It numbers trials by counting them, and two tasks that begin one at the same time get the same number: ours have
+  numbers from their tasks' shares.
 - A KILLED run is a pruned trial to `MlflowStorage`. What was interrupted is not shown to it.
 """
 
@@ -56,7 +58,7 @@ def search_on_spark(search, report, master, parallel):
         study = MlflowSparkStudy(
             study_name,
             MlflowStorage(search.parent.info.experiment_id),
-            TaskSampler(search.ranges, search.waiting, tasks),
+            TaskSampler(search.ranges, search.waiting, tasks, report.left, search.last_number),
             search.pruner,
         )
         objective = Objective(search.ranges, search.training, mlflow.get_tracking_uri())
@@ -117,7 +119,7 @@ def _study_run(search):
         if trial.state != FAILED:
             _show_to_storage(client, trial, search.ranges)
     # It numbers a trial by counting the points of this metric.
-    numbers = range(max((trial.number for trial in search.earlier), default=0))
+    numbers = range(search.last_number)
     client.log_batch(run_id, metrics=[Metric("trial_id", number, number, 1) for number in numbers])
     client.set_tag(run_id, "optuna.study_direction", "MAXIMIZE")
     name, study_name = search.parent.info.run_name, f"sweep-{run_id}"
@@ -154,21 +156,32 @@ class TaskSampler(UntriedSampler):
         ranges: Dict of parameter name to Optuna distribution.
         waiting: List of dicts of parameters that are to be tried first.
         tasks: Number of tasks.
+        trials: Number of trials that they make in all.
+        last_number: Number of the last trial before these.
+
+    Attributes:
+        number: Number of the trial that was begun last.
     """
 
-    def __init__(self, ranges, waiting, tasks):
+    def __init__(self, ranges, waiting, tasks, trials, last_number):
         super().__init__(ranges)
         self._waiting = waiting
         self._tasks = tasks
+        self._trials = trials
+        self._last_number = last_number
         self._begun = 0
         self._given = None
+        self.number = last_number
 
     def before_trial(self, study, trial):
         self.reseed_rng()
         self._random = np.random.default_rng()
-        place = self._begun * self._tasks + TaskContext.get().partitionId()
+        task = TaskContext.get().partitionId()
+        place = self._begun * self._tasks + task
         self._given = self._waiting[place] if place < len(self._waiting) else None
         self._begun += 1
+        # Spark's share of a range begins at this place.
+        self.number = self._last_number + task * self._trials // self._tasks + self._begun
         super().before_trial(study, trial)
 
     def infer_relative_search_space(self, study, trial):
@@ -198,7 +211,7 @@ class Objective:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         client = mlflow.MlflowClient(self.tracking_uri)
         run_id = trial._trial_id  # what MlflowStorage calls a trial by
-        name_trial(client, run_id, trial.number + 1)
+        name_trial(client, run_id, trial.study.sampler.number)
         for name, distribution in self.ranges.items():
             _suggest(trial, name, distribution)
         try:

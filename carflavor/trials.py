@@ -100,6 +100,11 @@ class Search:
     earlier: list
     waiting: list
 
+    @property
+    def last_number(self):
+        """Number of the last trial that earlier sweeps have done, 0 where there is none."""
+        return max((trial.number for trial in self.earlier), default=0)
+
 
 def find_trial_runs(client, parent, ranges=()):
     """Returns the runs of the trials under a sweep, the first one first; those that have the parameters in `ranges`."""

@@ -121,6 +121,7 @@ def test_sweep_compares_trials_that_finish_fail_and_are_pruned(store, data, monk
     assert finished.data.metrics["best_val_accuracy"] == best.accuracy > 0.6
     assert parent.data.tags["carflavor.model"] == f"runs:/{finished.info.run_id}/model"
     assert parent.data.tags["carflavor.data"] == "colours"
+    assert {used.dataset.name for used in parent.inputs.dataset_inputs} == {"colours train", "colours validation"}
     artifacts = {artifact.path for artifact in store.list_artifacts(parent.info.run_id)}
     assert artifacts == {
         *("best.json", "comparison.png", "config.json", "report.html", "resolved_config.json", "trials.csv")
@@ -154,7 +155,9 @@ if __name__ == "__main__":
     killed = subprocess.run([sys.executable, "killed.py"], env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (dead,), (finished, interrupted) = sweeps_and_trials(store)
-    assert [run.info.status for run in (dead, finished, interrupted)] == ["RUNNING", "FINISHED", "RUNNING"]
+    assert [run.info.status for run in (dead, finished)] == ["RUNNING", "FINISHED"]
+    # A trial whose sweep dies may have time to say so.
+    assert interrupted.info.status in ("RUNNING", "KILLED")
     assert finished.data.params["learning_rate"] == "0.003"
 
     sweep(small(data, "{learning_rate: [0.002, 0.003]}", seed=3), train_tiny)
@@ -287,9 +290,11 @@ def test_sweep_goes_on_in_parallel_on_spark(store, data, without_processes, monk
     sweeps, trials = sweeps_and_trials(store)
     assert [run.info.status for run in sweeps] == ["FINISHED", "KILLED", "FINISHED"]
     done, interrupted, *parallel = trials
-    assert [trial.info.status for trial in trials] == ["FINISHED", "KILLED", "FINISHED", "FINISHED"]
+    assert [trial.info.status for trial in trials] == ["FINISHED", "KILLED", "FINISHED", "FINISHED"], [
+        trial.data.tags.get("carflavor.failure") for trial in trials
+    ]
     assert [parent_of(trial) for trial in trials] == [sweeps[index].info.run_id for index in (2, 1, 2, 2)]
-    assert {trial.info.run_name for trial in parallel} == {"trial 2", "trial 3"}
+    assert sorted(trial.info.run_name for trial in parallel) == ["trial 2", "trial 3"]
     again, new = sorted(parallel, key=lambda trial: parameters(trial) != parameters(interrupted))
     assert parameters(again) == parameters(interrupted)
     assert len({parameters(trial) for trial in (done, interrupted, new)}) == 3
