@@ -14,13 +14,13 @@ from carflavor import networks
 from carflavor.augmentation import build_augmentation
 from carflavor.data.batches import PhotoBatches
 from carflavor.data.records import RecordFile
-from carflavor.learner import Learner, compile_model, in_precision
+from carflavor.learner import Learner, compile_model, copy_to_train
 from carflavor.train import TrainConfig
 
 WARM_UP_STEPS = 2  # the first one compiles
 STEPS_PER_EPOCH = 100  # for the learning rate alone
 # What the other side does, too, whatever a preset says.
-PLAIN = {"weights": "none", "optimizer": "adamw", "statistics": "batch", "ema": 0.0}
+PLAIN = {"weights": "none", "optimizer": "adamw", "statistics": "batch", "ema": 0.0, "train_scale": 1.0}
 
 
 def build_keras_applications(config, num_classes):
@@ -61,7 +61,7 @@ def build_ours_with_augmentation(config, num_classes):
 
 
 def _build_network(config, num_classes):
-    return in_precision(networks.build(config.network, num_classes, config.input_size), config.precision)
+    return copy_to_train(networks.build(config.network, num_classes, config.input_size), config.precision)
 
 
 def _compile(model, network, config):

@@ -17,7 +17,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as everywhere in image proce
 def build_augmentation(config):
     """Builds the `Augmentation` that a `carflavor.train.TrainConfig` without `auto` asks for."""
     return Augmentation(
-        config.input_size,
+        config.train_size,
         config.min_area,
         config.color,
         config.randaugment,
@@ -31,7 +31,7 @@ class Augmentation(keras.layers.Layer):
     """Augments a batch of photos and mixes it.
 
     Args:
-        input_size: Side of the network's input in pixels.
+        size: Side of the photos it returns, in pixels.
         min_area: Least share of the stored square that a view keeps; 1 keeps all of it.
         color: Strength of the changes of brightness, contrast, saturation and hue; 0 leaves colours alone.
         randaugment: Magnitude of two operations of RandAugment, from 0 (none) to 1. They cost more time than all else
@@ -45,12 +45,12 @@ class Augmentation(keras.layers.Layer):
         targets: float32 of shape `(batch, C)`.
 
     Returns:
-        uint8 RGB `(batch, input_size, input_size, 3)`, what a network is served, and float32 `(batch, C)`.
+        uint8 RGB `(batch, size, size, 3)`, what a network is served, and float32 `(batch, C)`.
     """
 
-    def __init__(self, input_size, min_area, color, randaugment, mixup, cutmix, seed):
+    def __init__(self, size, min_area, color, randaugment, mixup, cutmix, seed):
         super().__init__(name="augmentation", dtype="float32", autocast=False)
-        self._view = RandomView(input_size, min_area, seed)
+        self._view = RandomView(size, min_area, seed)
         self._color = RandomColor(color, seed + 1) if color else None
         self._randaugment = (
             keras.layers.RandAugment((0, 255), num_ops=2, factor=randaugment, seed=seed + 2) if randaugment else None

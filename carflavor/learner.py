@@ -121,19 +121,22 @@ class TwoRateSGD(TwoRates, keras.optimizers.SGD):
     """SGD with `TwoRates`."""
 
 
-def in_precision(network, precision):
-    """Returns a copy of a network with the same values that computes in another precision.
+def copy_to_train(network, precision, size=None):
+    """Returns a copy of a network with the same values that computes in another precision, on photos of another size.
 
     Args:
-        network: `keras.Model`.
+        network: `keras.Model` whose layers are the same for every size of photo.
         precision: Name of a Keras dtype policy. The last layer keeps its own: probabilities are float32.
+        size: Side of the square input in pixels, where it is another.
     """
 
     def clone_layer(layer):
         own = layer is network.layers[-1]
         return type(layer).from_config(layer.get_config() | ({} if own else {"dtype": precision}))
 
-    copy = keras.models.clone_model(network, clone_function=clone_layer)
+    size = size or network.input_shape[1]
+    photos = keras.Input((size, size, 3), dtype=network.input.dtype, name=network.input.name)
+    copy = keras.models.clone_model(network, input_tensors=photos, clone_function=clone_layer)
     copy.set_weights(network.get_weights())
     return copy
 

@@ -22,6 +22,7 @@ def train_types():
         "weights": click.STRING,
         "crop": click.Choice(list(CROP_CHOICES)),
         "input_size": click.IntRange(32, 1024),
+        "train_scale": click.FloatRange(0.25, 1),
         "head_epochs": click.IntRange(0),
         "epochs": click.IntRange(1),
         "batch_size": click.IntRange(1),

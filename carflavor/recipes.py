@@ -6,6 +6,7 @@ _SCRATCH = {
     "weights": "none",
     "crop": "box",
     "input_size": "auto",
+    "train_scale": 1.0,
     "head_epochs": 0,
     "epochs": 15,
     "batch_size": 32,

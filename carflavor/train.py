@@ -21,7 +21,7 @@ from carflavor.calibration import fit_temperature, fold_temperature
 from carflavor.callbacks import AskWhetherToStop, EpochMetrics, KeepEpoch, Progress, Validation
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.locations import is_model, resolve_input, resolve_model
-from carflavor.learner import Learner, compile_model, fit_head, freeze_statistics, in_precision, predict
+from carflavor.learner import Learner, compile_model, copy_to_train, fit_head, freeze_statistics, predict
 from carflavor.networks import NETWORKS
 from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
 from carflavor.progress import progress_bar
@@ -51,6 +51,7 @@ class TrainConfig:
             `runs:/...`, `models:/...` or path, whose last layer is replaced.
         crop: `box`, `full`, or `mixed` (each photo in one of the two ways, by chance, anew every epoch).
         input_size: Side of the network's input in pixels; `auto` of preset `scratch` is the size the network is for.
+        train_scale: Side of the photos in training, as share of `input_size`; see `train_size`.
         head_epochs: Epochs of the last layer alone, on features computed once, before the whole network is trained.
         epochs: Times that the training photos are gone through.
         batch_size: Photos a step.
@@ -85,6 +86,7 @@ class TrainConfig:
     weights: str = "auto"
     crop: str = "auto"
     input_size: int | str = "auto"
+    train_scale: float | str = "auto"
     head_epochs: int | str = "auto"
     epochs: int | str = "auto"
     batch_size: int | str = "auto"
@@ -134,6 +136,17 @@ class TrainConfig:
                 f"Received: input_size={config.input_size!r}"
             )
         return config
+
+    @property
+    def train_size(self):
+        """Side of the photos in training, in pixels: a multiple of 32, or `input_size` where `train_scale` is 1.
+
+        A network trained on random views, in which cars look larger than in whole photos, recognises those best at a
+        larger size ([Touvron et al., 2019](https://arxiv.org/abs/1906.06423)), and the smaller one is cheaper to train at.
+        """
+        if self.train_scale == 1:
+            return self.input_size
+        return max(32, 32 * round(self.train_scale * self.input_size / 32))
 
 
 def _check_choice(parameter, value, choices):
@@ -291,7 +304,7 @@ def _fit_head(network, batches, config):
 
 
 def _build_learner(network, config, learned_from, steps_per_epoch):
-    learning = in_precision(network, config.precision)
+    learning = copy_to_train(network, config.precision, config.train_size)
     if config.statistics == "frozen":
         freeze_statistics(learning)
     learner = Learner(learning, build_augmentation(config), _class_weights(config.class_weights, learned_from))

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from carflavor.layers import Scale
-from carflavor.learner import in_precision
+from carflavor.learner import copy_to_train
 from carflavor.networks.fusion import fuse_scales
 
 
@@ -66,7 +66,7 @@ def test_fused_network_computes_the_same(norm_options, photos):
 def test_bfloat16_feature_maps_leave_variables_and_statistics_in_float32(photos):
     network = with_random_variables(build_network({}), 5)
     network.get_layer("scale").gamma.assign([1.001] * 4)  # which bfloat16 would round to 1
-    mixed = in_precision(network, "mixed_bfloat16")
+    mixed = copy_to_train(network, "mixed_bfloat16")
     layers_by_network = [fuse_scales(network).get_layer("scale_of_bn"), fuse_scales(mixed).get_layer("scale_of_bn")]
     features = tf.constant(np.repeat(photos[..., :1], 4, axis=3))
     assert layers_by_network[1](tf.cast(features, tf.bfloat16), training=True).dtype == tf.bfloat16

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from carflavor.augmentation import Augmentation
-from carflavor.learner import Learner, build_optimizer, fit_head, freeze_statistics, in_precision, take_averages
+from carflavor.learner import Learner, build_optimizer, copy_to_train, fit_head, freeze_statistics, take_averages
 from carflavor.networks.resnet import _basic_block, build_resnet
 from carflavor.train import TrainConfig
 
@@ -64,7 +64,7 @@ def test_class_weights_count_by_the_mixed_target(network, photos):
 
 
 def test_averages_go_to_the_network_that_is_kept(network, photos):
-    learning = in_precision(network, "float32")
+    learning = copy_to_train(network, "float32")
     learner = build_learner(learning, learning_rate=0.01, ema=0.5)
     optimizer = learner.optimizer
     optimizer.build(learner.trainable_variables)
@@ -81,8 +81,16 @@ def test_averages_go_to_the_network_that_is_kept(network, photos):
         np.testing.assert_array_equal(kept.numpy(), learned.numpy())
 
 
-def test_in_precision_computes_in_bfloat16_but_for_the_head(network, photos):
-    copy = in_precision(network, "mixed_bfloat16")
+def test_copy_to_train_takes_photos_of_another_size(network, photos):
+    copy = copy_to_train(network, "float32", 48)
+    assert (network.input_shape, copy.input_shape) == ((None, 32, 32, 3), (None, 48, 48, 3))
+    assert copy(np.repeat(np.repeat(photos, 3, axis=1), 3, axis=2)[:, ::2, ::2]).shape == (6, 3)
+    for own, copied in zip(network.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, copied)
+
+
+def test_copy_to_train_computes_in_bfloat16_but_for_the_head(network, photos):
+    copy = copy_to_train(network, "mixed_bfloat16")
     dtypes = {layer.name: layer.compute_dtype for layer in copy.layers[1:]}
     assert dtypes.pop("fc") == "float32"
     assert set(dtypes.values()) == {"bfloat16"}

@@ -151,6 +151,24 @@ def test_preset_gives_way_to_what_is_said():
     assert (config.network, config.epochs, config.input_size) == ("efficientnet-lite0", 2, 192)
 
 
+@pytest.mark.parametrize(
+    ("input_size", "train_scale", "train_size"),
+    [(224, 0.7, 160), (208, 0.75, 160), (192, 0.85, 160), (40, 1.0, 40), (100, 0.99, 96), (32, 0.25, 32)],
+)
+def test_train_size_is_a_multiple_of_32_or_the_input_size(input_size, train_scale, train_size):
+    assert TrainConfig(input_size=input_size, train_scale=train_scale).resolved().train_size == train_size
+
+
+def test_train_scale_has_photos_smaller_in_training_than_in_the_model(store, data):
+    """The loss is that of a training at half the size; the model, and what validates it, has the full size."""
+    half = train(small(data, input_size=64, train_scale=0.5, epochs=1))
+    small_one = train(small(data, input_size=32, epochs=1))
+    metrics = [store.get_run(info.run_id).data.metrics for info in (half, small_one)]
+    assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-3)
+    assert metrics[0]["val_loss"] != pytest.approx(metrics[1]["val_loss"], rel=1e-3)
+    assert [carflavor.load_model(info.model_uri).engine.input_size for info in (half, small_one)] == [64, 32]
+
+
 def test_train_uses_every_part_of_the_recipe(store, data):
     info = train(
         small(
