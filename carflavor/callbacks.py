@@ -8,7 +8,7 @@ import numpy as np
 from mlflow.keras import MlflowCallback
 
 from carflavor.learner import take_averages
-from carflavor.networks.fusion import fuse_scales
+from carflavor.networks.training_form import training_form
 from carflavor.progress import progress_bar
 
 
@@ -27,7 +27,7 @@ class Validation(keras.callbacks.Callback):
         self._learning = learning
         self._batches = batches
         if batches is not None:
-            self._validated = fuse_scales(network)
+            self._validated = training_form(network)
             self._validated.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
 
     def on_epoch_end(self, epoch, logs=None):

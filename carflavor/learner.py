@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from carflavor.networks.fusion import fuse_scales
+from carflavor.networks.training_form import training_form
 
 _HEAD_BATCH = 64
 _HEAD_LEARNING_RATE = 0.003
@@ -21,7 +21,7 @@ class Learner(keras.Model):
 
     def __init__(self, network, augmentation, class_weights=None):
         super().__init__(name="learner")
-        self.network = fuse_scales(network)
+        self.network = training_form(network)
         self.augmentation = augmentation
         self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
 
@@ -211,7 +211,7 @@ def fit_head(network, batches, epochs, label_smoothing, on_photos):
         Share of the photos that the network is right about now.
     """
     head = network.layers[-1]
-    features = predict(fuse_scales(keras.Model(network.input, head.input)), batches, on_photos)
+    features = predict(training_form(keras.Model(network.input, head.input)), batches, on_photos)
     targets = keras.utils.to_categorical(batches.labels, head.units)
     model = keras.Sequential([keras.Input(features.shape[1:]), keras.layers.Dense(head.units, activation="softmax")])
     steps = epochs * -(-len(features) // _HEAD_BATCH)

@@ -21,13 +21,14 @@ from carflavor.calibration import fit_temperature, fold_temperature
 from carflavor.callbacks import AskWhetherToStop, EpochMetrics, KeepEpoch, Progress, Validation
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.locations import is_model, resolve_input, resolve_model
+from carflavor.data.records import CROPS
 from carflavor.learner import Learner, compile_model, copy_to_train, fit_head, freeze_statistics, predict
 from carflavor.networks import NETWORKS
 from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
 from carflavor.progress import progress_bar
 from carflavor.recipes import PRESETS
 
-CROP_CHOICES = {"box": ("box",), "full": ("full",), "mixed": ("box", "full")}
+CROP_CHOICES = (*CROPS, "mixed")
 VALIDATION_CHOICES = ("hold_out", "train")
 CLASS_WEIGHT_CHOICES = ("none", "balanced")
 OPTIMIZER_CHOICES = ("adamw", "sgd")
@@ -49,7 +50,7 @@ class TrainConfig:
         network: One of `carflavor.networks.NETWORKS`.
         weights: What to begin with: `none` (random), `imagenet`, a file with ImageNet weights, or a model of ours as
             `runs:/...`, `models:/...` or path, whose last layer is replaced.
-        crop: `box`, `full`, or `mixed` (each photo in one of the two ways, by chance, anew every epoch).
+        crop: `box`, `full`, or `mixed` (each photo in one of the ways that are stored, by chance, anew every epoch).
         input_size: Side of the network's input in pixels; `auto` of preset `scratch` is the size the network is for.
         train_scale: Side of the photos in training, as share of `input_size`; see `train_size`.
         head_epochs: Epochs of the last layer alone, on features computed once, before the whole network is trained.
@@ -142,7 +143,7 @@ class TrainConfig:
         """Side of the photos in training, in pixels: a multiple of 32, or `input_size` where `train_scale` is 1.
 
         A network trained on random views, in which cars look larger than in whole photos, recognises those best at a
-        larger size ([Touvron et al., 2019](https://arxiv.org/abs/1906.06423)), and the smaller one is cheaper to train at.
+        larger size ([Touvron et al., 2019](https://arxiv.org/abs/1906.06423)); the smaller one is cheaper to train at.
         """
         if self.train_scale == 1:
             return self.input_size
@@ -179,7 +180,7 @@ def train(config, on_epoch=None):
         tracking.log_records(training, "train")
         tracking.log_records(validation, "validation" if hold_out else "train")
         learned_from = [training] if hold_out else [training, validation]
-        crops = CROP_CHOICES[config.crop]
+        crops = _choose_crops(config.crop, learned_from)
         for records, crop in itertools.product(learned_from, crops):
             records.images(crop)  # refuses a crop that is not stored, before anything takes long
         stack.enter_context(device_scope(config.devices))
@@ -239,6 +240,15 @@ def _check_data(training, validation):
             f"{training.path.parent}: expected photos to train and to validate on, "
             f"got {len(training)} and {len(validation)}"
         )
+
+
+def _choose_crops(choice, files):
+    if choice != "mixed":
+        return (choice,)
+    crops = tuple(crop for crop in CROPS if all(crop in file.crops for file in files)) or CROPS
+    if len(crops) == 1:
+        _logger.info("crop=mixed: %s is all that the record files hold", crops[0])
+    return crops
 
 
 def _say_what_it_learns_from(training):

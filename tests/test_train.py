@@ -374,7 +374,14 @@ def test_train_refuses_a_crop_that_was_not_stored(store, tmp_path):
     for split in ("train", "validation"):
         write_split(tmp_path / "records" / f"{split}.h5", [0, 1, 2], crops=("box",))
     with pytest.raises(ValueError, match="expected images of crop=full, got a file with only box"):
-        train(small(tmp_path / "records", crop="mixed"))
+        train(small(tmp_path / "records", crop="full"))
+
+
+def test_mixed_takes_the_crop_that_is_stored(store, tmp_path, caplog):
+    for split in ("train", "validation"):
+        write_split(tmp_path / "records" / f"{split}.h5", [0, 1, 2] * 6, crops=("full",))
+    train(small(tmp_path / "records", crop="mixed", epochs=1))
+    assert "crop=mixed: full is all that the record files hold" in caplog.text
 
 
 def test_train_refuses_splits_of_different_datasets(store, tmp_path):

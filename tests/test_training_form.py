@@ -6,7 +6,7 @@ from keras import layers
 
 from carflavor.layers import Scale
 from carflavor.learner import copy_to_train
-from carflavor.networks.fusion import fuse_scales
+from carflavor.networks.training_form import training_form
 
 
 def build_network(norm_options):
@@ -42,32 +42,32 @@ def photos():
 
 
 @pytest.mark.parametrize("norm_options", [{}, {"scale": False, "center": False}])
-def test_fused_network_computes_the_same(norm_options, photos):
+def test_training_form_computes_the_same(norm_options, photos):
     network = with_random_variables(build_network(norm_options), 1)
     twin = with_random_variables(build_network(norm_options), 1)
-    fused = fuse_scales(twin)
-    assert [layer.name for layer in fused.layers if "bn" in layer.name] == ["scale_of_bn"]
-    assert not any(isinstance(layer, Scale) for layer in fused.layers)
+    trained = training_form(twin)
+    assert [layer.name for layer in trained.layers if "bn" in layer.name] == ["scale_of_bn"]
+    assert not any(isinstance(layer, Scale) for layer in trained.layers)
 
     outputs, gradients = train_step(network, photos)
-    fused_outputs, fused_gradients = train_step(fused, photos)
+    trained_outputs, trained_gradients = train_step(trained, photos)
 
-    np.testing.assert_allclose(fused_outputs, outputs, rtol=1e-5)
-    assert {path.split("/", 1)[-1] for path in fused_gradients} == {path.split("/", 1)[-1] for path in gradients}
+    np.testing.assert_allclose(trained_outputs, outputs, rtol=1e-5)
+    assert {path.split("/", 1)[-1] for path in trained_gradients} == {path.split("/", 1)[-1] for path in gradients}
     for path, gradient in gradients.items():
-        np.testing.assert_allclose(fused_gradients[path], gradient, rtol=1e-4, atol=1e-4, err_msg=path)
-    # The moving statistics of the network that is saved have moved, as they do without fusion.
+        np.testing.assert_allclose(trained_gradients[path], gradient, rtol=1e-4, atol=1e-4, err_msg=path)
+    # The moving statistics of the network that is saved have moved, as they do in the network itself.
     for name in ("moving_mean", "moving_variance"):
         expected = getattr(network.get_layer("bn"), name).numpy()
         np.testing.assert_allclose(getattr(twin.get_layer("bn"), name).numpy(), expected, rtol=1e-5)
-    np.testing.assert_allclose(fused(photos, training=False), network(photos, training=False), rtol=1e-5)
+    np.testing.assert_allclose(trained(photos, training=False), network(photos, training=False), rtol=1e-5)
 
 
 def test_bfloat16_feature_maps_leave_variables_and_statistics_in_float32(photos):
     network = with_random_variables(build_network({}), 5)
     network.get_layer("scale").gamma.assign([1.001] * 4)  # which bfloat16 would round to 1
     mixed = copy_to_train(network, "mixed_bfloat16")
-    layers_by_network = [fuse_scales(network).get_layer("scale_of_bn"), fuse_scales(mixed).get_layer("scale_of_bn")]
+    layers_by_network = [training_form(network).get_layer("scale_of_bn"), training_form(mixed).get_layer("scale_of_bn")]
     features = tf.constant(np.repeat(photos[..., :1], 4, axis=3))
     assert layers_by_network[1](tf.cast(features, tf.bfloat16), training=True).dtype == tf.bfloat16
     layers_by_network[0](tf.cast(tf.cast(features, tf.bfloat16), tf.float32), training=True)
@@ -81,9 +81,9 @@ def test_golden_statistics():
     inputs = keras.Input((1, 1, 1))
     norm = layers.BatchNormalization(momentum=0.9, epsilon=0.5, scale=False, center=False)
     scale = Scale(gamma_initializer=keras.initializers.Constant(2.0), beta_initializer="ones")
-    fused = fuse_scales(keras.Model(inputs, scale(norm(inputs))))
+    trained = training_form(keras.Model(inputs, scale(norm(inputs))))
     # 2 * (x - 3) / sqrt(3.5 + 0.5) + 1
-    np.testing.assert_allclose(np.ravel(fused(photos, training=True)), [-1.0, 0.0, 1.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(trained(photos, training=True)), [-1.0, 0.0, 1.0, 4.0], rtol=1e-6)
     np.testing.assert_allclose(norm.moving_mean.numpy(), [0.3], rtol=1e-6)  # 0.9 * 0 + 0.1 * 3
     np.testing.assert_allclose(norm.moving_variance.numpy(), [1.25], rtol=1e-6)  # 0.9 * 1 + 0.1 * 3.5
 
@@ -91,30 +91,46 @@ def test_golden_statistics():
 def test_frozen_normalisation_keeps_its_statistics(photos):
     network = with_random_variables(build_network({}), 2)
     network.get_layer("bn").trainable = False
-    fused = fuse_scales(network)
+    trained = training_form(network)
     before = network.get_layer("bn").moving_mean.numpy()
-    np.testing.assert_allclose(fused(photos, training=True), network(photos, training=False), rtol=1e-5)
+    np.testing.assert_allclose(trained(photos, training=True), network(photos, training=False), rtol=1e-5)
     np.testing.assert_array_equal(network.get_layer("bn").moving_mean.numpy(), before)
 
 
-def test_network_can_be_saved_after_fusion(photos, tmp_path):
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_pointwise_convolutions_are_products_of_matrices(strides, padding, photos):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 1, strides=strides, padding=padding, use_bias=False, name="pointwise")(inputs)
+    network = keras.Model(inputs, layers.Conv2D(2, 1, name="with_bias")(x))
+    trained = training_form(network)
+    assert [layer.name for layer in trained.layers[1:]] == ["pointwise_as_product", "with_bias"]
+    outputs, gradients = train_step(network, photos)
+    trained_outputs, trained_gradients = train_step(trained, photos)
+    np.testing.assert_allclose(trained_outputs, outputs, rtol=1e-5, atol=1e-5)
+    assert trained_gradients.keys() == gradients.keys()
+    for path, gradient in gradients.items():
+        np.testing.assert_allclose(trained_gradients[path], gradient, rtol=1e-4, atol=1e-4, err_msg=path)
+
+
+def test_network_can_be_saved_after_training(photos, tmp_path):
     network = with_random_variables(build_network({}), 3)
-    fused = fuse_scales(network)
-    fused(photos, training=True)
+    trained = training_form(network)
+    trained(photos, training=True)
     network.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras")
     assert [type(layer).__name__ for layer in loaded.layers][2:4] == ["BatchNormalization", "Scale"]
-    np.testing.assert_allclose(loaded(photos), fused(photos, training=False), rtol=1e-5)
+    np.testing.assert_allclose(loaded(photos), trained(photos, training=False), rtol=1e-5)
 
 
-def test_network_can_be_fused_twice(photos):
+def test_network_can_have_two_training_forms(photos):
     network = with_random_variables(build_network({}), 4)
-    first, second = fuse_scales(network), fuse_scales(network)
+    first, second = training_form(network), training_form(network)
     np.testing.assert_array_equal(first(photos), second(photos))
 
 
-def test_scale_without_normalisation_is_refused():
+def test_scale_without_normalisation_is_retrained():
     inputs = keras.Input((4,))
     network = keras.Model(inputs, Scale(name="alone")(layers.Dense(2, name="fc")(inputs)))
     with pytest.raises(ValueError, match="Expected a BatchNormalization before alone. Received: another layer"):
-        fuse_scales(network)
+        training_form(network)
