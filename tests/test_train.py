@@ -148,7 +148,7 @@ def test_every_preset_says_all_that_can_be_auto():
 
 def test_preset_gives_way_to_what_is_said():
     config = TrainConfig(preset="article", epochs=2).resolved()
-    assert (config.network, config.epochs, config.input_size) == ("efficientnet-lite0", 2, 192)
+    assert (config.network, config.epochs, config.input_size) == ("efficientnet-lite0", 2, 208)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +380,7 @@ def test_train_refuses_a_crop_that_was_not_stored(store, tmp_path):
 def test_mixed_takes_the_crop_that_is_stored(store, tmp_path, caplog):
     for split in ("train", "validation"):
         write_split(tmp_path / "records" / f"{split}.h5", [0, 1, 2] * 6, crops=("full",))
+    caplog.set_level("INFO")
     train(small(tmp_path / "records", crop="mixed", epochs=1))
     assert "crop=mixed: full is all that the record files hold" in caplog.text
 
