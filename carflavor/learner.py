@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from carflavor.networks import copy_at_size
 from carflavor.networks.training_form import training_form
 
 _HEAD_BATCH = 64
@@ -134,11 +135,7 @@ def copy_to_train(network, precision, size=None):
         own = layer is network.layers[-1]
         return type(layer).from_config(layer.get_config() | ({} if own else {"dtype": precision}))
 
-    size = size or network.input_shape[1]
-    photos = keras.Input((size, size, 3), dtype=network.input.dtype, name=network.input.name)
-    copy = keras.models.clone_model(network, input_tensors=photos, clone_function=clone_layer)
-    copy.set_weights(network.get_weights())
-    return copy
+    return copy_at_size(network, size or network.input_shape[1], clone_layer)
 
 
 def freeze_statistics(network):

@@ -78,6 +78,20 @@ def build(name, num_classes, input_size, weights="none"):
     return model
 
 
+def copy_at_size(network, input_size, clone_layer=None):
+    """Returns a copy of a network with the same values, for photos of another size.
+
+    Args:
+        network: `keras.Model` whose layers are the same for every size of photo.
+        input_size: Side of the square input in pixels.
+        clone_layer: Function from a layer to its copy; None has Keras copy layers as they are.
+    """
+    photos = keras.Input((input_size, input_size, 3), dtype=network.input.dtype, name=network.input.name)
+    copy = keras.models.clone_model(network, input_tensors=photos, clone_function=clone_layer)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
 def with_new_head(network, num_classes, input_size):
     """Returns a copy of a trained network whose last layer is new, for other classes or another size.
 
@@ -89,8 +103,6 @@ def with_new_head(network, num_classes, input_size):
     Returns:
         `keras.Model` as `build` returns it.
     """
-    photos = keras.Input((input_size, input_size, 3), dtype="uint8", name="photos")
-    copy = keras.models.clone_model(network, input_tensors=photos)
-    copy.set_weights(network.get_weights())
+    copy = copy_at_size(network, input_size)
     head = type(network.layers[-1]).from_config(network.layers[-1].get_config() | {"units": num_classes})
-    return keras.Model(photos, head(copy.layers[-1].input), name=network.name)
+    return keras.Model(copy.input, head(copy.layers[-1].input), name=network.name)
