@@ -20,7 +20,7 @@ The last line is JSON. Its ratios are of photos a second, and mean something onl
   `fit` from the same photos as an array in memory. At least 0.95.
 - over_keras_applications_float32: the first one with ours in float32, too.
 - resnet152_over_before, lite0_over_before: each network in the form and precision above, over the same network in
-  float32 with BatchNormalization and Scale one after the other, as Keras computes them and as it was trained before.
+  float32 layer by layer, as Keras computes it and as it was trained before.
 
 The two sides take turns on the machine, in processes of their own (but for over_keras_applications_float32 and
 resnet152_over_before, whose sides come one after the other: all four together would need more than 16 GB).
