@@ -22,12 +22,11 @@ from optuna.trial import TrialState
 from carflavor import checkpoint, tracking
 from carflavor.data.locations import data_home
 from carflavor.preprocess import open_split
-from carflavor.ranges import read_ranges, read_settings
-from carflavor.sampling import UntriedSampler, list_combinations
-from carflavor.sweep_report import SweepReport, say_value
 from carflavor.train import RESUMED_FROM_TAG, train
-from carflavor.trial_process import TrialFailed
-from carflavor.trials import (
+from carflavor.trials.process import TrialFailed
+from carflavor.trials.ranges import read_ranges, read_settings
+from carflavor.trials.report import SweepReport, say_value
+from carflavor.trials.runs import (
     FAILED,
     SWEEP_TAG,
     Search,
@@ -37,6 +36,7 @@ from carflavor.trials import (
     read_trial,
     take_over_trials,
 )
+from carflavor.trials.sampling import UntriedSampler, list_combinations
 
 # A trial is pruned that is worse than the median of at least so many others after the same epoch, ...
 _TRIALS_BEFORE_PRUNING = 5
@@ -86,7 +86,7 @@ def sweep(config, train=train):
         train: `carflavor.train.train`, or a function that does the same. Each trial's process imports it by its name.
 
     Returns:
-        The best `carflavor.trials.Trial`, or None if none has finished.
+        The best `carflavor.trials.runs.Trial`, or None if none has finished.
 
     Raises:
         ValueError: If a parameter or the data is not what is expected, or three trials in a row fail.
@@ -120,7 +120,7 @@ def sweep(config, train=train):
                 _logger.info("All %d trials are done: ask for more, or give the sweep another name", total)
             elif config.master:
                 # Not before it is asked for: who has no cluster need not have Spark.
-                from carflavor.sweep_on_spark import search_on_spark
+                from carflavor.trials.on_spark import search_on_spark
 
                 search_on_spark(search, report, config.master, config.parallel)
             else:

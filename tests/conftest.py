@@ -5,9 +5,11 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from colours import add_tiny_network, write_split
 
 import carflavor
 from carflavor.image import squash
+from carflavor.networks import NETWORKS
 from carflavor.networks.resnet import _basic_block, build_resnet
 
 # With a slash, quotes of both kinds and letters beyond ASCII: names that real datasets have.
@@ -67,3 +69,18 @@ def clean_environment():
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+
+
+@pytest.fixture
+def tiny_network_by_name(monkeypatch):
+    """`network=tiny`, for one test."""
+    monkeypatch.delitem(NETWORKS, "tiny", raising=False)  # has it removed again
+    add_tiny_network()
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with record files of three colours: 48 training photos and 12 for validation."""
+    write_split(tmp_path / "records" / "train.h5", [0, 1, 2] * 16)
+    write_split(tmp_path / "records" / "validation.h5", [0, 1, 2] * 4)
+    return tmp_path / "records"

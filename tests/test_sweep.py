@@ -8,42 +8,22 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-import optuna
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from colours import PROJECT, add_tiny_network, mlflow_run, wait_for
 from mlflow.entities import Param
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from test_train import add_tiny_network, wait_for, write_split
+from optuna.distributions import FloatDistribution
 
 import carflavor
 from carflavor import sweep as sweeping
-from carflavor import trials as recording
-from carflavor.networks import NETWORKS
-from carflavor.ranges import read_ranges, read_settings
-from carflavor.report.sweeps import sweep_figure
-from carflavor.sampling import UntriedSampler, list_combinations
 from carflavor.sweep import SweepConfig, sweep
-from carflavor.sweep_report import SweepReport
-from carflavor.train import TrainConfig, train
-from carflavor.trial_process import TrialFailed
-from carflavor.trials import Trial, take_over_trials
+from carflavor.train import train
+from carflavor.trials import runs as recording
+from carflavor.trials.process import TrialFailed
+from carflavor.trials.runs import take_over_trials
 
-PROJECT = Path(__file__).parents[1]
-LEARNING_RATE = {"learning_rate": FloatDistribution(0.001, 0.1, log=True)}
-
-
-@pytest.fixture(autouse=True)
-def tiny_network_by_name(monkeypatch):
-    monkeypatch.delitem(NETWORKS, "tiny", raising=False)  # has it removed after the test
-    add_tiny_network()
-
-
-@pytest.fixture
-def data(tmp_path):
-    write_split(tmp_path / "records" / "train.h5", [0, 1, 2] * 16)
-    write_split(tmp_path / "records" / "validation.h5", [0, 1, 2] * 4)
-    return tmp_path / "records"
+pytestmark = pytest.mark.usefixtures("tiny_network_by_name")
 
 
 def small(data, ranges, **changes):
@@ -178,28 +158,11 @@ if __name__ == "__main__":
 
 def test_interrupted_mlflow_run_shows_what_it_found(store, data, clean_environment):
     """Ctrl-C goes to the whole process group of a real `mlflow run`, as from a terminal."""
-    log = open("mlflow-run.log", "w")
     parameters = [f"data={data}", "settings={input_size: 32, epochs: 5000, batch_size: 16}"]
-    project_run = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "run", str(PROJECT), "-e", "sweep", "--env-manager", "local"]
-        + [f"-P{parameter}" for parameter in parameters],
-        env={
-            **clean_environment,
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-            "CARFLAVOR_HOME": os.environ["CARFLAVOR_HOME"],
-        },
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
+    with open("mlflow-run.log", "w") as log, mlflow_run("sweep", parameters, clean_environment, log) as project_run:
         wait_for(lambda: [run for run in sweeps_and_trials(store)[1] if "val_accuracy" in run.data.metrics], log)
         os.killpg(project_run.pid, signal.SIGINT)
         assert project_run.wait(timeout=120) != 0
-    finally:
-        if project_run.poll() is None:
-            os.killpg(project_run.pid, signal.SIGKILL)
-        log.close()
     assert "Traceback" not in Path(log.name).read_text().split("SIGINT received")[1]
     wait_for(lambda: {run.info.status for runs in sweeps_and_trials(store) for run in runs} == {"KILLED"}, log)
     _, (trial,) = sweeps_and_trials(store)
@@ -346,7 +309,8 @@ def test_interrupted_trials_are_taken_up_once(store):
         store.log_metric(finished, "val_accuracy", accuracy, step=epoch)
 
     parent = store.get_run(open_run("RUNNING", same))
-    moved, again, last = take_over_trials(store, parent, LEARNING_RATE)
+    ranges = {"learning_rate": FloatDistribution(0.001, 0.1, log=True)}
+    moved, again, last = take_over_trials(store, parent, ranges)
     assert [(trial.run_id, trial.state, trial.parameters) for trial in moved] == [
         (finished, "finished", {"learning_rate": 0.01}),
         (pruned, "pruned", {"learning_rate": 0.03}),
@@ -363,86 +327,6 @@ def test_interrupted_trials_are_taken_up_once(store):
     assert parent_of(store.get_run(elsewhere)) == other
 
 
-def test_ranges_become_distributions(tmp_path):
-    text = """
-learning_rate: {low: 1e-4, high: 0.01, log: true}
-mixup: [0, 0.2]
-head_epochs: {low: 0, high: 30}
-crop: [box, mixed]
-preset: [quick, article]
-"""
-    (tmp_path / "ranges.yaml").write_text(text)
-    expected = {
-        "learning_rate": FloatDistribution(0.0001, 0.01, log=True),
-        "mixup": CategoricalDistribution([0.0, 0.2]),
-        "head_epochs": IntDistribution(0, 30),
-        "crop": CategoricalDistribution(["box", "mixed"]),
-        "preset": CategoricalDistribution(["quick", "article"]),
-    }
-    assert read_ranges(text) == read_ranges(str(tmp_path / "ranges.yaml")) == expected
-    settings = read_settings("{epochs: 3, cutmix: 1, devices: 2}", "/records", "best", {"crop": expected["crop"]})
-    assert settings == TrainConfig(data="/records", preset="best", epochs=3, cutmix=1.0, devices=2, crop="box")
-    assert read_settings("", "sample", "scratch", {}) == TrainConfig()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "",
-            "ranges: expected YAML such as {learning_rate: {low: 0.0001, high: 0.01, log: true}, mixup: [0, 0.2, 0.4]}",
-        ),
-        ("[0, 1]", "ranges: expected YAML such as {learning_rate: "),
-        ("{mixup: [", "while parsing a flow node expected the node content"),
-        ("ranges.yaml", 'type it in full, for instance ranges="$PWD/ranges.yaml"'),
-        ("{learning_rte: [0.1, 0.2]}", "ranges: expected names from preset, network, weights, "),
-        ("{learning_rte: [0.1, 0.2]}", "Received: learning_rte"),
-        ("{data: [/a, /b]}", "Received: data"),
-        ("{validation: [train, hold_out]}", "Received: validation"),
-        (
-            "{mixup: 0.2}",
-            "ranges: expected a list of values or {low, high}, with log if wanted, for mixup. Received: 0.2",
-        ),
-        ("{mixup: {low: 0.2}}", "for mixup. Received: {'low': 0.2}"),
-        ("{mixup: {low: 0, high: 1, step: 0.1}}", "for mixup. Received: {'low': 0, 'high': 1, 'step': 0.1}"),
-        ("{mixup: {low: 1, high: 0}}", "expected low to be less than high for mixup. Received: low=1.0, high=0.0"),
-        ("{mixup: {low: 0, high: .inf}}", "Received: low=0.0, high=inf"),
-        ("{input_size: {low: auto, high: 224}}", "for input_size. Received: low=auto, high=224"),
-        ("{mixup: {low: 0, high: 1, log: true}}", "to be more than 0 for mixup, as log is true. Received: low=0.0"),
-        ("{mixup: {low: 0.1, high: 1, log: 10}}", "ranges: expected log to be true or false for mixup. Received: 10"),
-        ("{mixup: [0.2]}", "ranges: expected two or more different values for mixup. Received: [0.2]"),
-        ("{mixup: [0, 0.0]}", "ranges: expected two or more different values for mixup. Received: [0, 0.0]"),
-        ("{mixup: [0, null]}", "ranges: expected a number or a text for mixup. Received: None"),
-        ("{mixup: [0, true]}", "ranges: expected a number or a text for mixup. Received: True"),
-        ("{learning_rate: [0, 0.1]}", "ranges: learning_rate: 0.0 is not in the range x>0"),
-        ("{epochs: [2.5, 3]}", "ranges: epochs: '2.5' is not a valid integer range"),
-        ("{crop: [box, half]}", "ranges: crop: 'half' is not one of 'box', 'full', 'mixed'"),
-        ("{crop: {low: 1, high: 2}}", "ranges: expected a list of values for crop. Received: {'low': 1, 'high': 2}"),
-    ],
-)
-def test_ranges_that_are_none(text, message):
-    with pytest.raises(ValueError) as refusal:
-        read_ranges(text)
-    assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{mixup: 0.1}", "settings: expected parameters that do not stand in ranges. Received: mixup"),
-        ("{mixup: 0.1, colour: 1}", "settings: expected names from network, weights, "),
-        ("{epochs: 0}", "settings: epochs: 0 is not in the range x>=1"),
-        ("{epochs: [1, 2]}", "settings: expected a number or a text for epochs. Received: [1, 2]"),
-        ("{preset: quick}", "Received: preset"),
-        ("epochs=3", 'type it in full, for instance settings="$PWD/epochs=3"'),
-    ],
-)
-def test_settings_that_are_none(text, message):
-    with pytest.raises(ValueError) as refusal:
-        read_settings(text, "sample", "scratch", {"mixup": CategoricalDistribution([0.0, 0.2])})
-    assert message in str(refusal.value)
-
-
 def test_command_refuses_in_one_sentence_before_anything_starts(store, data):
     command = runpy.run_path(str(PROJECT / "entrypoints" / "sweep.py"))["main"]
     refused = CliRunner().invoke(command, ["--data", str(data), "--ranges", "{mixup: [0.2]}"])
@@ -452,86 +336,3 @@ def test_command_refuses_in_one_sentence_before_anything_starts(store, data):
     assert refused.output == f"Error: data: {data}/none does not exist\n"
     sweeps, trials = sweeps_and_trials(store)
     assert [run.info.status for run in sweeps] == ["FAILED", "FAILED"] and trials == []
-
-
-def test_sampler_tries_no_combination_twice():
-    ranges = {"mixup": CategoricalDistribution([0.0, 0.1, 0.2]), "head_epochs": IntDistribution(1, 5)}
-    assert len(list_combinations(ranges)) == 15
-    assert list_combinations(ranges)[0] == {"mixup": 0.0, "head_epochs": 1}
-    assert list_combinations({**ranges, **LEARNING_RATE}) is None
-    study = optuna.create_study(direction="maximize", sampler=UntriedSampler(ranges, seed=0))
-    for _ in range(15):
-        trial = study.ask(ranges)
-        # All but the best value are much alike: TPE alone would try it again and again.
-        study.tell(trial, float(trial.params == {"mixup": 0.1, "head_epochs": 3}))
-    tried = [(trial.params["mixup"], trial.params["head_epochs"]) for trial in study.trials]
-    assert sorted(tried) == [(mixup, epochs) for mixup in (0.0, 0.1, 0.2) for epochs in (1, 2, 3, 4, 5)]
-
-
-def synthetic_trials(count):
-    random = np.random.default_rng(0)
-    trials = []
-    for number in range(1, count + 1):
-        rate, crop = float(10 ** random.uniform(-3, -1)), str(random.choice(["box", "full"]))
-        epochs = 0 if number == 3 else 4 if number % 4 == 0 else 8
-        state = {0: "failed", 4: "pruned", 8: "finished"}[epochs]
-        top = 0.9 - 0.2 * (np.log10(rate) + 2) ** 2
-        accuracies = {epoch: float(top * (1 - 0.6**epoch)) for epoch in range(epochs)}
-        trials.append(Trial(number, f"{number:032x}", state, {"learning_rate": rate, "crop": crop}, accuracies, 60.0))
-    return trials
-
-
-RANGES = {**LEARNING_RATE, "crop": CategoricalDistribution(["box", "full"])}
-
-
-@pytest.mark.parametrize("count", [1, 3, 30])
-def test_figure_of_few_and_many_trials(count, tmp_path):
-    trials = synthetic_trials(count)
-    best = max(trials, key=lambda trial: trial.accuracy or 0)
-    figure = sweep_figure(trials, RANGES, best, {"learning_rate": 0.8, "crop": 0.2} if count == 30 else {})
-    figure.savefig(tmp_path / "figure.png")
-    curves, rate, crop = figure.axes
-    assert len(curves.lines) >= sum(bool(trial.accuracies) for trial in trials)
-    assert curves.get_title(loc="right").startswith(f"best: {best.accuracy:.1%}, trial {best.number}, epoch 8")
-    assert rate.get_title(loc="left") == ("learning_rate (80%)" if count == 30 else "learning_rate")
-    assert rate.get_xscale() == "log"
-    assert [label.get_text() for label in crop.get_xticklabels()] == ["box", "full"]
-
-
-def test_figure_where_none_has_finished(tmp_path):
-    trials = [trial for trial in synthetic_trials(8) if trial.state != "finished"]
-    sweep_figure(trials, RANGES, None, {}).savefig(tmp_path / "figure.png")
-    sweep_figure([trial for trial in trials if not trial.accuracies], RANGES, None, {}).savefig(tmp_path / "none.png")
-
-
-def test_report_says_how_far_it_is(store, caplog):
-    def trial(number, state, rate, accuracies, failure=""):
-        parameters = {"learning_rate": rate, "crop": "full"}
-        return Trial(number, f"{number:032x}", state, parameters, dict(enumerate(accuracies)), 90.0, failure)
-
-    settings = TrainConfig(data="/my records/a", preset="quick")
-    earlier = [trial(1, "finished", 0.001, [0.5, 0.8]), trial(2, "failed", 0.1, [], "no space")]
-    with mlflow.start_run() as run, caplog.at_level("INFO", "carflavor"):
-        # Five are to be made, not four: one is made up for.
-        report = SweepReport(store, run.info.run_id, settings, RANGES, 6, earlier)
-        report._started -= 7200  # two hours ago
-        report.add(trial(3, "finished", 0.002, [0.6, 0.75]))
-        report.add(trial(4, "pruned", 0.05, [0.3]))
-        report.add(trial(5, "finished", 0.004, [0.85, 0.9]))
-        report.add(trial(6, "failed", 0.09, [], "no memory"))
-    assert (report.best.number, report.left) == (5, 1)
-    assert [record.message for record in caplog.records] == [
-        "Trial 3: validation accuracy 0.750, best so far 0.800 (trial 1), 4 of 6 to go in about 8 h 0 min",
-        "Trial 4: given up after epoch 1 with 0.300, best so far 0.800 (trial 1), 3 of 6 to go in about 3 h 0 min",
-        "Trial 5: validation accuracy 0.900, the best so far, 2 of 6 to go in about 1 h 20 min",
-        "Trial 6 failed: no memory, best so far 0.900 (trial 5), 1 of 6 to go in about 30 min",
-    ]
-    assert report.best_command() == (
-        "mlflow run . -e train -P 'data=/my records/a' -P preset=quick -P crop=full -P learning_rate=0.004"
-    )
-    points = store.get_metric_history(run.info.run_id, "best_val_accuracy")
-    assert [(point.step, point.value) for point in points] == [(1, 0.8), (5, 0.9)]
-    table = read_csv(run.info.run_id)
-    assert table["trial"].tolist() == [5, 1, 3, 4, 2, 6]
-    assert table["best_epoch"].tolist()[:4] == [2, 2, 2, 1]
-    assert table["minutes"].tolist() == [1.5] * 6

@@ -4,53 +4,19 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from colours import PROJECT, mlflow_run, wait_for, write_split
 
 import carflavor
-from carflavor.data.records import RecordFile, RecordWriter
-from carflavor.networks import NETWORKS, Network
-from carflavor.networks.resnet import _basic_block, build_resnet
+from carflavor.data.records import RecordFile
 from carflavor.recipes import PRESETS
 from carflavor.train import TrainConfig, train
 
-PROJECT = Path(__file__).parents[1]
-COLOURS = [(220, 40, 40), (40, 200, 60), (50, 60, 220)]
-
-
-def write_split(path, rows, crops=("box", "full"), names=("red", "green", "blue"), size=40):
-    """Writes noisy squares whose colour is their class; under `full` they are darker."""
-    random = np.random.default_rng(len(rows))
-    with RecordWriter(path, crops, size, names, {"source": "colours", "crop_margin": 16}) as writer:
-        for row, label in enumerate(rows):
-            square = np.clip(np.array(COLOURS[label]) + random.normal(0, 30, (size, size, 3)), 0, 255).astype("uint8")
-            images = {"box": square, "full": square // 2}
-            images = {crop: images[crop] for crop in crops}
-            writer.append(images, label, f"{row}.jpg", (size, size), (0, 0, size, size))
-
-
-def add_tiny_network():
-    """Puts a real network that TensorFlow compiles in a second beside those that users choose from."""
-    NETWORKS["tiny"] = Network(
-        lambda num_classes, input_size: build_resnet([1], _basic_block, num_classes, input_size, "tiny"), 32
-    )
-
-
-@pytest.fixture(autouse=True)
-def tiny_network_by_name(monkeypatch):
-    monkeypatch.delitem(NETWORKS, "tiny", raising=False)  # has it removed after the test
-    add_tiny_network()
-
-
-@pytest.fixture
-def data(tmp_path):
-    write_split(tmp_path / "records" / "train.h5", [0, 1, 2] * 16)
-    write_split(tmp_path / "records" / "validation.h5", [0, 1, 2] * 4)
-    return tmp_path / "records"
+pytestmark = pytest.mark.usefixtures("tiny_network_by_name")
 
 
 def small(data, **changes):
@@ -264,7 +230,8 @@ def test_killed_training_goes_on_where_it_was(store, data, clean_environment):
 import os, signal, sys
 sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / "tests")!r}]
 import mlflow
-from test_train import add_tiny_network, small
+from colours import add_tiny_network
+from test_train import small
 from carflavor.train import train
 add_tiny_network()
 mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})
@@ -327,7 +294,8 @@ sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / "tests")!r}]
 import mlflow, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from test_train import add_tiny_network, small
+from colours import add_tiny_network
+from test_train import small
 from carflavor.train import train
 add_tiny_network()
 mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})
@@ -395,20 +363,8 @@ def test_train_refuses_splits_of_different_datasets(store, tmp_path):
 @pytest.mark.parametrize("signalled", ["SIGINT to the group", "SIGTERM to the step", "SIGTERM to mlflow run"])
 def test_interrupted_mlflow_run_is_killed_and_keeps_its_best_model(store, data, clean_environment, signalled):
     """Ctrl-C goes to the whole process group of a real `mlflow run`, as from a terminal; SIGTERM to one process."""
-    log = open("mlflow-run.log", "w")
-    project_run = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "run", str(PROJECT), "-e", "train", "--env-manager", "local"]
-        + [f"-P{name}" for name in (f"data={data}", "input_size=32", "epochs=5000", "batch_size=16")],
-        env={
-            **clean_environment,
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-            "CARFLAVOR_HOME": os.environ["CARFLAVOR_HOME"],
-        },
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
+    parameters = [f"data={data}", "input_size=32", "epochs=5000", "batch_size=16"]
+    with open("mlflow-run.log", "w") as log, mlflow_run("train", parameters, clean_environment, log) as project_run:
         run = wait_for(lambda: [run for run in store.search_runs(["0"]) if "val_accuracy" in run.data.metrics], log)[0]
         if signalled == "SIGINT to the group":
             os.killpg(project_run.pid, signal.SIGINT)
@@ -418,21 +374,8 @@ def test_interrupted_mlflow_run_is_killed_and_keeps_its_best_model(store, data, 
         else:
             project_run.terminate()
         assert project_run.wait(timeout=120) != 0
-    finally:
-        if project_run.poll() is None:
-            os.killpg(project_run.pid, signal.SIGKILL)
-        log.close()
     wait_for(lambda: store.get_run(run.info.run_id).info.status == "KILLED", log)
     # It may be KILLED before the model is there: an ended run takes artifacts, too.
     wait_for(lambda: "MLmodel" in {Path(f.path).name for f in store.list_artifacts(run.info.run_id, "model")}, log)
     answer = carflavor.load_model(f"runs:/{run.info.run_id}/model").predict([np.zeros((40, 40, 3), "uint8")])
     assert answer["label"][0] in ("red", "green", "blue")
-
-
-def wait_for(condition, log, seconds=180):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := condition():
-            return result
-        time.sleep(0.5)
-    raise AssertionError(f"it did not come to pass within {seconds} s:\n{Path(log.name).read_text()[-3000:]}")

@@ -20,7 +20,7 @@ def sweep_figure(trials, ranges, best, importances):
     """Draws the accuracy of all trials by epoch, and by the value of each parameter that was varied.
 
     Args:
-        trials: List of `carflavor.trials.Trial`, at least one. Those without an accuracy are not drawn.
+        trials: List of `carflavor.trials.runs.Trial`, at least one. Those without an accuracy are not drawn.
         ranges: Dict of parameter name to Optuna distribution.
         best: The `Trial` to mark, or None.
         importances: Dict of parameter name to its share of the differences in accuracy, or empty.

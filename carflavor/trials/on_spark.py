@@ -34,9 +34,9 @@ from pyspark.sql import SparkSession
 
 import carflavor
 from carflavor.data.locations import data_home
-from carflavor.sampling import UntriedSampler
-from carflavor.trial_process import TrialFailed
-from carflavor.trials import BEST_METRIC, FAILED, FAILURE_TAG, attempt, find_trial_runs, name_trial, read_trial
+from carflavor.trials.process import TrialFailed
+from carflavor.trials.runs import BEST_METRIC, FAILED, FAILURE_TAG, attempt, find_trial_runs, name_trial, read_trial
+from carflavor.trials.sampling import UntriedSampler
 
 _SECONDS_BETWEEN_LOOKS = 5
 
@@ -45,8 +45,8 @@ def search_on_spark(search, report, master, parallel):
     """Makes the trials that are left, several at the same time.
 
     Args:
-        search: `carflavor.trials.Search`.
-        report: `carflavor.sweep_report.SweepReport`.
+        search: `carflavor.trials.runs.Search`.
+        report: `carflavor.trials.report.SweepReport`.
         master: Spark master.
         parallel: Number of trials at the same time, at most.
 
@@ -197,7 +197,7 @@ class Objective:
 
     Attributes:
         ranges: Dict of parameter name to Optuna distribution.
-        training: See `carflavor.trial_process.run_training`.
+        training: See `carflavor.trials.process.run_training`.
         tracking_uri: Where the runs are.
     """
 

@@ -11,7 +11,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from carflavor import report, tracking
 from carflavor.report.sweeps import sweep_figure
-from carflavor.trials import BEST_METRIC, FAILED, FINISHED, PRUNED
+from carflavor.trials.runs import BEST_METRIC, FAILED, FINISHED, PRUNED
 
 # With fewer trials a parameter's share is mostly chance.
 _TRIALS_FOR_SHARES = 10
@@ -33,7 +33,7 @@ class SweepReport:
         settings: `carflavor.train.TrainConfig` with what is the same in all trials.
         ranges: Dict of parameter name to Optuna distribution.
         total: Number of trials in all.
-        earlier: List of `carflavor.trials.Trial` that earlier sweeps have done.
+        earlier: List of `carflavor.trials.runs.Trial` that earlier sweeps have done.
 
     Attributes:
         trials: List of all `Trial`s.

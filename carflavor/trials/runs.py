@@ -2,7 +2,7 @@
 
 There is no second database: what Optuna has to know about earlier trials is read from their runs once, when a sweep
 begins, into a study in memory. MLflow's own storage for Optuna, `MlflowStorage`, is left to Spark, which demands it
-(`carflavor.sweep_on_spark`): it asks the tracking server four times for every trial so far at every epoch's end, which
+(`carflavor.trials.on_spark`): it asks the tracking server four times for every trial so far at every epoch's end, which
 made 7 s a trial after 30 trials on a local database, and hands out no trial that was put into its queue.
 """
 
@@ -23,7 +23,7 @@ from mlflow.utils.mlflow_tags import (
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from carflavor.trial_process import TrialFailed, run_training
+from carflavor.trials.process import TrialFailed, run_training
 
 SWEEP_TAG = "carflavor.sweep"  # what is searched, over which ranges, and on what data, as a digest
 TRIAL_TAG = "carflavor.trial"  # number of a trial, from 1
@@ -86,7 +86,7 @@ class Search:
         client: `mlflow.MlflowClient`.
         parent: `mlflow.entities.Run` of the sweep.
         ranges: Dict of parameter name to Optuna distribution.
-        training: See `carflavor.trial_process.run_training`.
+        training: See `carflavor.trials.process.run_training`.
         pruner: Optuna pruner.
         earlier: List of `Trial` that earlier sweeps have done.
         waiting: List of dicts of parameters whose training was interrupted: they are tried first.
@@ -164,7 +164,7 @@ def attempt(trial, run_id, training, tracking_uri):
     Args:
         trial: `optuna.Trial` with all its parameters; it is told the accuracy of each epoch and asked whether to go on.
         run_id: MLflow run of the trial.
-        training: See `carflavor.trial_process.run_training`.
+        training: See `carflavor.trials.process.run_training`.
         tracking_uri: Where the run is.
 
     Returns:
