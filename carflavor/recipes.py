@@ -51,10 +51,11 @@ _ARTICLE = _QUICK | {
     "mixup": 0.2,
 }
 
+# 90.6 % on the same photos, 88.8 % after 30 of the 36 epochs.
 _BEST = _ARTICLE | {
     "input_size": 256,
     "train_scale": 0.75,
-    "epochs": 30,
+    "epochs": 36,
 }
 
 PRESETS = {"scratch": _SCRATCH, "quick": _QUICK, "article": _ARTICLE, "best": _BEST}
