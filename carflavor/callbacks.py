@@ -4,6 +4,7 @@ import sys
 import time
 
 import keras
+import mlflow
 import numpy as np
 from mlflow.keras import MlflowCallback
 
@@ -129,7 +130,21 @@ class AskWhetherToStop(keras.callbacks.Callback):
 
 
 class EpochMetrics(MlflowCallback):
-    """MLflow's callback without its second copy of the validation metrics, which has no step."""
+    """MLflow's callback, with the layers of the network, and no second copy of the validation metrics without a step.
+
+    Args:
+        network: The `keras.Model` to keep. What is fitted holds it as one of its layers.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self._network = network
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        lines = []
+        self._network.summary(print_fn=lambda line, **unused: lines.append(line))
+        mlflow.log_text("\n".join(lines), "model_summary.txt")
 
     def on_test_end(self, logs=None):
         pass

@@ -210,7 +210,7 @@ def train(config, on_epoch=None):
                 Validation(network, learning, validation_batches),
                 Progress(batches.photos, kept.epochs, config.epochs),
                 KeepEpoch(kept, network, run.run_id),
-                EpochMetrics(),
+                EpochMetrics(network),
                 AskWhetherToStop(on_epoch),
             ],
             # The batches come in an order of their own, which a training that goes on can repeat.
