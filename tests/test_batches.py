@@ -1,5 +1,7 @@
+import keras
 import numpy as np
 import pytest
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.records import RecordFile, RecordWriter
@@ -72,3 +74,32 @@ def test_squashed_batches_are_every_crop_of_every_photo_in_order(records):
     assert photos.shape == (96, 32, 32, 3)
     assert (photos[:48].min(axis=(1, 2, 3)) >= 128).all() and (photos[48:].max(axis=(1, 2, 3)) < 128).all()
     assert targets.argmax(axis=1).tolist() == [0, 1, 2] * 32 == batches.labels.tolist()
+
+
+class Watching(keras.Model):
+    """Keeps the sum of each batch it is given, in order."""
+
+    def train_step(self, data):
+        self.seen.append(int(np.sum(data[0], dtype=np.int64)))
+        return {"loss": 0.0}
+
+
+def test_fit_is_given_the_batches_of_each_epoch_in_order(records):
+    watching = Watching()
+    watching.seen = []
+    watching.compile(run_eagerly=True)
+    watching.fit(PhotoBatches([records], ("box",), batch_size=4, seed=0), epochs=3, shuffle=False, verbose=0)
+    expected = []
+    batches = PhotoBatches([records], ("box",), batch_size=4, seed=0)
+    for _ in range(3):
+        batches.on_epoch_end()  # `fit` calls it before its first epoch, too
+        expected += [int(np.sum(batches[index][0], dtype=np.int64)) for index in range(len(batches))]
+    assert watching.seen == expected and len(set(expected)) == 36
+
+
+def test_tf_data_does_not_tune_itself(records):
+    """The thread that does so held up every third or fourth epoch for most of a minute, with nothing computed."""
+    batches = PhotoBatches([records], ("box",), batch_size=4, seed=0)
+    squashed = SquashedBatches([records], ("box",), batch_size=4, input_size=32)
+    options = [PyDatasetAdapter(each).get_tf_dataset().options() for each in (batches, squashed)]
+    assert [each.autotune.enabled for each in options] == [False, False]
