@@ -141,7 +141,8 @@ class EpochMetrics(MlflowCallback):
         self._network = network
 
     def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
+        # In place of MLflow's, whose summary would be of the learner.
+        mlflow.log_params({f"optimizer_{name}": value for name, value in self.model.optimizer.get_config().items()})
         lines = []
         self._network.summary(print_fn=lambda line, **unused: lines.append(line))
         mlflow.log_text("\n".join(lines), "model_summary.txt")

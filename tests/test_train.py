@@ -40,6 +40,7 @@ def test_train_learns_and_logs_a_model(store, data):
     assert (config["epochs"], config["learning_rate"], config["crop"]) == (3, 0.003, "box")
     summary = mlflow.artifacts.load_text(f"runs:/{info.run_id}/model_summary.txt")
     assert 'Model: "tiny"' in summary and summary.count("(Scale)") == 3
+    assert run.data.params["optimizer_weight_decay"] == "0.05"
     assert run.data.tags["carflavor.step"] == "train"
     assert run.data.tags["carflavor.data"] == "colours"
 
