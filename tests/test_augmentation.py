@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from carflavor.augmentation import Augmentation, change_color, view
+from carflavor.augmentation import Augmentation, RandomOperations, change_color, view
 
 NONE = {"min_area": 1.0, "color": 0.0, "randaugment": 0.0, "mixup": 0.0, "cutmix": 0.0}
 SQUARE = np.arange(16, dtype="float32").reshape(1, 4, 4, 1).repeat(3, axis=3)
@@ -86,6 +86,38 @@ def test_color_and_randaugment_change_colors_within_the_range(photos):
         np.testing.assert_array_equal(targets, TARGETS)
 
 
+def test_operations_do_less_at_a_smaller_magnitude():
+    # A ramp of 256 values down, another across: what is lost of either can be seen.
+    ramp = np.arange(0, 256, 4, dtype="float32")
+    photos = np.repeat(np.stack(np.meshgrid(ramp, ramp[::-1], ramp[:1] + 90), axis=-1)[:, :, 0][None], 16, axis=0)
+
+    def changes(magnitude):
+        keep_their_strength = {"AutoContrast", "Equalization"}
+        return {
+            type(operation).__name__: float(np.abs(operation(photos, training=True) - photos).mean())
+            for operation in RandomOperations(magnitude, seed=0).operations
+            if type(operation).__name__ not in keep_their_strength
+        }
+
+    low, high = changes(0.1), changes(1.0)
+    assert len(low) == 8
+    for name, change in low.items():
+        assert change < 0.4 * high[name], name
+        assert change < 10, name
+
+
+def test_two_operations_change_a_batch(photos):
+    layer = RandomOperations(0.5, seed=0)
+    step = tf.function(layer)
+    squares = tf.cast(photos, tf.float32)
+    results = [step(squares).numpy() for _ in range(8)]
+    assert all(result.shape == photos.shape for result in results)
+    # Other operations in each batch, and a strength of its own for each photo.
+    assert len({result.tobytes() for result in results}) == 8
+    same = [step(squares[:1] * tf.ones((6, 1, 1, 1))).numpy() for _ in range(8)]
+    assert max(len({photo.tobytes() for photo in result}) for result in same) == 6
+
+
 # CutMix takes the share of a box whose edges lie between pixels: on 32 px that is off by up to 2/32 of 200.
 @pytest.mark.parametrize(("mix", "tolerance"), [("mixup", 1.0), ("cutmix", 12.5)])
 def test_mixing_mixes_targets_as_it_mixes_photos(mix, tolerance):
@@ -96,6 +128,16 @@ def test_mixing_mixes_targets_as_it_mixes_photos(mix, tolerance):
     assert ((targets > 0).sum(axis=1) == 2).any()
     expected = targets @ np.arange(0, 240, 40)
     np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)), expected, atol=tolerance)
+
+
+# Of photos mixed by draws from Beta(1, 1) and Beta(0.1, 0.1), found by drawing 16,384 each. An alpha that is itself
+# drawn anew for each batch, from 0 to these, gives 0.40 and 0.07.
+@pytest.mark.parametrize(("alpha", "expected"), [(1.0, 0.58), (0.1, 0.13)])
+def test_cutmix_draws_from_the_beta_distribution_of_its_alpha(alpha, expected):
+    augmentation = Augmentation(32, **{**NONE, "cutmix": alpha}, seed=0)
+    flat, targets = np.zeros((64, 32, 32, 3), "uint8"), np.eye(64, dtype="float32")
+    shares = np.concatenate([augmentation(flat, targets)[1].numpy().max(axis=1) for _ in range(16)])
+    assert np.mean((shares > 0.55) & (shares < 0.85)) == pytest.approx(expected, abs=0.03)
 
 
 def test_each_batch_is_mixed_in_one_of_both_ways():
