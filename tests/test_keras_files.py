@@ -107,6 +107,19 @@ def test_file_without_layer_names_is_refused(tmp_path, model):
         read_layers(path)
 
 
+@pytest.mark.parametrize("again", ["name", "hard link", "layer"])
+def test_array_that_is_named_again_is_refused(tmp_path, again):
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        layer = file.create_group("layer")
+        layer["kernel"] = np.zeros(1000, "float32")
+        layer["bias"] = layer["kernel"] if again == "hard link" else np.zeros(3, "float32")
+        file["other"] = layer
+        file.attrs["layer_names"] = [b"layer", b"other"] if again == "layer" else [b"layer"]
+        layer.attrs["weight_names"] = [b"kernel", b"kernel"] if again == "name" else [b"kernel", b"bias"]
+    with pytest.raises(ValueError, match="weights.h5 cannot be read .*: expected each array once, got .* again"):
+        read_layers(tmp_path / "weights.h5")
+
+
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04"])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "file.h5").write_bytes(content)

@@ -48,14 +48,15 @@ def read_layers(path):
 def _read_file(file):
     root = _member(file, "model_weights") if "model_weights" in file else file
     names = _names(root, "layer_names")
+    seen = set()
     if names:
-        return {name: _read_legacy_layer(_member(root, name)) for name in names}
+        return {name: _read_legacy_layer(_member(root, name), seen) for name in names}
     layers = _member(root, "layers")
-    return dict(_read_layer(_member(layers, name)) for name in layers)
+    return dict(_read_layer(_member(layers, name), seen) for name in layers)
 
 
-def _read_legacy_layer(group):
-    return [_array(_member(group, name)) for name in _names(group, "weight_names")]
+def _read_legacy_layer(group, seen):
+    return [_array(_member(group, name), seen) for name in _names(group, "weight_names")]
 
 
 def _names(group, attribute):
@@ -67,11 +68,12 @@ def _names(group, attribute):
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _read_layer(group):
+def _read_layer(group, seen):
     weights = _member(group, "vars")
-    if "name" not in weights.attrs:
+    name = weights.attrs.get("name")
+    if not isinstance(name, str):
         raise ValueError("expected the layers' names, which newer versions of Keras 3 save, got none")
-    return weights.attrs["name"], [_array(_member(weights, str(index))) for index in range(len(weights))]
+    return name, [_array(_member(weights, str(index)), seen) for index in range(len(weights))]
 
 
 def _member(group, path):
@@ -83,9 +85,13 @@ def _member(group, path):
     return group
 
 
-def _array(dataset):
-    # External and virtual datasets lie outside the file; one that is larger than what is stored makes a large array out
-    # of a small file. Keras writes neither.
+def _array(dataset, seen):
+    # External and virtual datasets lie outside the file; one that is larger than what is stored, or is named again and
+    # again, makes large arrays out of a small file. Keras writes none of these.
     if dataset.external or dataset.is_virtual or dataset.id.get_storage_size() < dataset.nbytes:
         raise ValueError(f"expected all {dataset.nbytes} bytes of {dataset.name} in the file, got fewer")
+    address = h5py.h5o.get_info(dataset.id).addr
+    if address in seen:
+        raise ValueError(f"expected each array once, got {dataset.name} again")
+    seen.add(address)
     return np.asarray(dataset, np.float32)

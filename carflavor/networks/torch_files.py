@@ -66,8 +66,13 @@ class _NoteTensor:
         return _Tensor(storage, offset, shape, stride)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickles a state dict into `_Tensor`s, and refuses every name that a state dict of floats does not need."""
+class _Unpickler(pickle._Unpickler):
+    """Unpickles a state dict into `_Tensor`s, and refuses every name that a state dict of floats does not need.
+
+    It is the one in Python: that in C makes its memo as long as the highest number a file gives to anything.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file):
         super().__init__(file)
@@ -87,18 +92,41 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         kind, dtype, key, _device, count, *view = pid
-        if kind != "storage" or dtype not in ("<f4", "<i8") or type(count) is not int or count < 0 or any(view):
-            raise ValueError(f"expected a storage, got {pid!r}")
-        storage = _Storage(str(key), dtype, count)
+        numbered = type(key) is str and type(count) is int and count >= 0
+        if kind != "storage" or dtype not in ("<f4", "<i8") or not numbered or any(view):
+            raise ValueError("expected a storage with its type, name and size, got something else")
+        storage = _Storage(key, dtype, count)
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"expected one size and type of storage {key}, got two")
         return storage
 
     def load_tensors(self):
         tensors = self.load()
-        if not isinstance(tensors, dict) or not all(isinstance(tensor, _Tensor) for tensor in tensors.values()):
-            raise ValueError("expected a dict of tensors")
+        if not isinstance(tensors, dict) or not all(
+            type(name) is str and isinstance(tensor, _Tensor) for name, tensor in tensors.items()
+        ):
+            raise ValueError("expected a dict of named tensors")
         return tensors
+
+
+def _refuse_deep_tuples(load):
+    """Returns what loads a tuple of a pickle, but refuses one that holds tuples of tuples.
+
+    No tensor has such, and a file of a hundred bytes can say one that takes hours to print, to hash or to compare: a
+    pair of the same pair of the same pair and so on.
+    """
+
+    def load_flat(unpickler):
+        load(unpickler)
+        inner = [item for item in unpickler.stack[-1] if isinstance(item, tuple)]
+        if any(isinstance(item, tuple) for items in inner for item in items):
+            raise ValueError("expected a tensor's shape, got tuples in tuples in tuples")
+
+    return load_flat
+
+
+for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _Unpickler.dispatch[_opcode[0]] = _refuse_deep_tuples(_Unpickler.dispatch[_opcode[0]])
 
 
 def _read_legacy(file):
@@ -109,7 +137,7 @@ def _read_legacy(file):
     unpickler = _Unpickler(file)
     tensors = unpickler.load_tensors()
     keys = _Unpickler(file).load()
-    if sorted(keys) != sorted(unpickler.storages):
+    if not all(type(key) is str for key in keys) or sorted(keys) != sorted(unpickler.storages):
         raise ValueError("expected the storages of its tensors, got others")
     storages = {}
     for key in keys:
@@ -150,7 +178,7 @@ def _array(tensor, storages):
     storage, offset, shape, stride = tensor
     numbers = (offset, *shape, *stride)
     if len(shape) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"expected a tensor's offset, shape and stride, got {offset}, {shape}, {stride}")
+        raise ValueError("expected whole numbers as a tensor's offset, shape and stride, got something else")
     data = storages[storage.key]
     last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
     # The second bound alone would let a stride of 0 repeat one number for ever.
