@@ -122,6 +122,7 @@ class Materials:
         validation: `RecordFile`; None where no threshold can be chosen on it.
         no_validation: Why not, or an empty text.
         near_duplicates: (N,) bool, the test photos like one that the model learned from; None if that is unknown.
+        no_near_duplicates: Why it is unknown, or an empty text.
         no_heat: Why no heat maps can be drawn, or an empty text.
     """
 
@@ -131,22 +132,28 @@ class Materials:
     validation: RecordFile | None
     no_validation: str
     near_duplicates: np.ndarray | None
+    no_near_duplicates: str
     no_heat: str
 
 
 def _gather(stack, model, other, test):
     training, validation = (_open_beside(stack, test, split) for split in ("train", "validation"))
-    no_validation = no_heat = ""
+    no_validation = no_near_duplicates = no_heat = ""
+    known = model.knows(validation) if validation is not None else ""
     if validation is None or not len(validation):
         no_validation = "there are no validation photos beside the test photos"
     elif (validation.class_names, validation.crops) != (test.class_names, test.crops):
         no_validation = f"{validation.path} has other classes or crops than the test photos"
-    elif model.trained_on_validation:
+    else:
         # Of photos that it knows a model is too sure: the threshold would be too low.
-        no_validation = "the model has learned from the validation photos, and is too sure of them"
+        no_validation = known
+    learned_from = [training, validation] if known else [training]
     duplicates = None
-    if training is not None:
-        learned_from = [training, validation] if model.trained_on_validation and validation else [training]
+    if training is None:
+        no_near_duplicates = "there is no train.h5 beside the test photos"
+    elif not set(test.crops).intersection(*(file.crops for file in learned_from)):
+        no_near_duplicates = "the training photos are stored under another crop than the test photos"
+    else:
         duplicates = near_duplicates(test, learned_from)
     if model.classifier is None:
         no_heat = "it needs a network that carflavor wrote"
@@ -155,7 +162,16 @@ def _gather(stack, model, other, test):
             find_feature_map(model.classifier.network)
         except ValueError as error:
             no_heat = str(error)
-    return Materials(model, other, test, None if no_validation else validation, no_validation, duplicates, no_heat)
+    return Materials(
+        model=model,
+        other=other,
+        test=test,
+        validation=None if no_validation else validation,
+        no_validation=no_validation,
+        near_duplicates=duplicates,
+        no_near_duplicates=no_near_duplicates,
+        no_heat=no_heat,
+    )
 
 
 def _open_beside(stack, test, split):
@@ -195,8 +211,8 @@ def _list_left_out(materials, predictions):
         notes.append(f"The threshold for unknown: {materials.no_validation}.")
     if predictions.ranking is None:
         notes.append("Top-5: the model does not name the most probable classes.")
-    if materials.near_duplicates is None:
-        notes.append("Accuracy without near-duplicates: there is no train.h5 beside the test photos.")
+    if materials.no_near_duplicates:
+        notes.append(f"Accuracy without near-duplicates: {materials.no_near_duplicates}.")
     if materials.no_heat:
         notes.append(f"Grad-CAM: {materials.no_heat}.")
     if strangers := int(np.sum(predictions.predicted == NO_CLASS)):
@@ -259,6 +275,10 @@ def _list_tables(findings, test):
 
 def _say_what_was_measured(materials):
     test = materials.test
-    data = f"Data: {test.settings['source']}, {len(test):,} test photos of {len(test.class_names):,} classes"
-    other = [f"Other model: {materials.other.uri}"] if materials.other else []
-    return "\n".join([f"Model: {materials.model.uri}", *other, data])
+    said = [
+        f"Model: {materials.model.uri}",
+        materials.other and f"Other model: {materials.other.uri}",
+        f"Data: {test.settings['source']}, {len(test):,} test photos of {len(test.class_names):,} classes",
+        materials.model.caution(test),
+    ]
+    return "\n".join(filter(None, said))

@@ -22,6 +22,8 @@ from carflavor.progress import progress_bar
 from carflavor.scoring import UNKNOWN
 
 _ROWS_AT_ONCE = 256
+_SPLIT_SETTINGS = ("seed", "validation_share", "near_duplicate_distance")  # what decides about the validation photos
+_ROUNDING = 0.01  # how far the sum of a photo's probabilities may lie from 1
 _RUN = re.compile(r"runs:/([^/]+)/?|([0-9a-f]{32})")
 
 _logger = logging.getLogger(__name__)
@@ -34,15 +36,13 @@ class CarModel:
         uri: What it was named by.
         model_id: MLflow's id of the logged model, or None.
         classifier: The `carflavor.scoring.CarClassifier`.
-        trained_on_validation: Whether it has learned from the validation photos, too.
     """
 
     def __init__(self, uri, path, model_id):
         self.uri = uri
         self.model_id = model_id
         self.classifier = carflavor.load_model(path)
-        training = json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("training", {})
-        self.trained_on_validation = training.get("validation") == "train"
+        self._training = json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("training", {})
 
     def check(self, records):
         """Raises a ValueError unless the classes are the model's, and warns of photos prepared in another way."""
@@ -62,6 +62,27 @@ class CarModel:
                 trained,
             )
 
+    def knows(self, validation):
+        """Says in what way it has learned from the photos of a validation file, or nothing if it has not."""
+        data = self._training.get("data") or {}
+        if data and not _same(data, validation.settings, ["source_digest"]):
+            return ""
+        if data and not _same(data, validation.settings, _SPLIT_SETTINGS):
+            return "the validation photos are of another split than the model's training, which had most of them"
+        if self._training.get("validation") == "train":
+            return "the model has learned from the validation photos, and is too sure of them"
+        return ""
+
+    def caution(self, records):
+        """Says what a reader should know of its training and the photos of a record file, or nothing."""
+        data = self._training.get("data") or {}
+        if not data or _same(data, records.settings, ["source_digest"]):
+            return ""
+        return (
+            f"The model was trained on other data ({data.get('source')}): whether any of the photos here were part of "
+            "that is not known."
+        )
+
     def predict(self, records, crop):
         """Returns `Predictions` for all photos of a record file."""
         return Predictions.of_probabilities(predict_split(self.classifier, records, crop))
@@ -74,16 +95,22 @@ class OtherModel:
         uri: What it was named by.
         model_id: MLflow's id of the logged model, or None.
         classifier: None.
-        trained_on_validation: False, as nothing is known of it.
     """
 
     classifier = None
-    trained_on_validation = False
 
     def __init__(self, uri, path, model_id):
         self.uri = uri
         self.model_id = model_id
         self._pyfunc = mlflow.pyfunc.load_model(str(path))
+
+    def knows(self, validation):
+        """Says nothing: what it has learned from is not known."""
+        return ""
+
+    def caution(self, records):
+        """Says what a reader should know of its training."""
+        return "What the model was trained on is not known: any of the photos here may have been part of it."
 
     def predict(self, records, crop):
         """Returns `Predictions` for all photos of a record file.
@@ -138,6 +165,10 @@ class MeasuredRun:
         text = mlflow.artifacts.load_text(f"{self.uri}/{predictions_file(crop)}")
         # As text: a class may be called None, NA or 911.
         return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+
+
+def _same(settings, others, names):
+    return all(settings.get(name) == others.get(name) for name in names)
 
 
 def predictions_file(crop):
@@ -251,7 +282,8 @@ def read_answer(answer, class_names, count):
     if not values.ndim or len(values) != count:
         raise ValueError(f"{expected}, got {_describe(answer)}")
     if values.ndim == 2 and values.shape[1] == len(class_names) and pd.api.types.is_numeric_dtype(values.dtype):
-        if values.min() < 0 or not np.allclose(values.sum(axis=1), 1, atol=0.01):
+        values = values.astype(float)  # a one-hot answer may be of bool or uint8, which know no less than 0
+        if not _are_probabilities(values):
             raise ValueError(f"{expected}, got rows that do not sum to 1 or hold less than 0")
         return Predictions.of_probabilities(values)
     if values.ndim != 1 or values.dtype.kind == "f":
@@ -259,34 +291,55 @@ def read_answer(answer, class_names, count):
     predicted = _number(values, class_names)
     if (predicted == NO_CLASS).all():
         raise ValueError(f"{expected}, got labels that are none of the classes, such as {values.tolist()[0]!r}")
-    rankings = None if top_k is None else _read_rankings(top_k, class_names)
-    probabilities = None if top_k is None else _read_probabilities(top_k, class_names)
+    rankings, probabilities = (None, None) if top_k is None else _read_top_k(top_k, class_names)
     return Predictions(predicted, None if prob is None else _read_prob(prob), rankings, probabilities)
 
 
+def _are_probabilities(values):
+    return values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=_ROUNDING)
+
+
 def _read_prob(prob):
-    # A photo that the model could not answer for has none.
-    values = pd.to_numeric(prob).astype("Float64").fillna(0.0).to_numpy(float)
+    try:
+        # A photo that the model could not answer for has none.
+        values = pd.to_numeric(prob).astype("Float64").fillna(0.0).to_numpy(float)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected prob to be from 0 to 1, got {prob.tolist()[0]!r:.100}") from None
     if values.min() < 0 or values.max() > 1:
         raise ValueError(f"expected prob to be from 0 to 1, got {values.min():g} to {values.max():g}")
     return values
 
 
-def _read_rankings(top_k, class_names):
+def _read_top_k(top_k, class_names):
+    """Returns the ranking and the probabilities of all photos; each None unless `top_k` tells it of every photo."""
+    rows = [_read_entries(entries, class_names) for entries in top_k]
     wanted = min(TOP_K, len(class_names))
-    if any(len(entries) < wanted for entries in top_k):
-        return None
-    return np.array([_number([entry["label"] for entry in entries[:wanted]], class_names) for entries in top_k])
+    ranking = probabilities = None
+    if all(len(labels) >= wanted for labels, _ in rows):
+        ranking = np.array([labels[:wanted] for labels, _ in rows])
+    if all(len(labels) == len(class_names) and NO_CLASS not in labels for labels, _ in rows):
+        probabilities = np.array([probs[np.argsort(labels)] for labels, probs in rows])
+        if not _are_probabilities(probabilities):
+            raise ValueError("expected the probabilities of all classes in top_k to sum to 1, got others")
+    return ranking, probabilities
 
 
-def _read_probabilities(top_k, class_names):
-    probabilities = np.zeros((len(top_k), len(class_names)))
-    for row, entries in enumerate(top_k):
+def _read_entries(entries, class_names):
+    """Returns class ids and probabilities that a model named for one photo, the most probable first."""
+    if pd.api.types.is_scalar(entries) and pd.isna(entries):
+        entries = []  # it could not answer for this photo
+    try:
         labels = _number([entry["label"] for entry in entries], class_names)
-        if len(entries) != len(class_names) or NO_CLASS in labels:
-            return None
-        probabilities[row, labels] = [entry["prob"] for entry in entries]
-    return probabilities
+        probs = np.array([entry["prob"] for entry in entries], float)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"expected top_k to hold lists of {{label, prob}}, got {entries!r:.100}") from None
+    known = labels[labels != NO_CLASS]
+    if not (probs >= 0).all() or probs.sum() > 1 + _ROUNDING or len(set(known)) < len(known):
+        raise ValueError(
+            f"expected top_k to hold different classes, with probabilities of 1 at most together, got {entries!r:.100}"
+        )
+    order = np.argsort(-probs, kind="stable")
+    return labels[order], probs[order]
 
 
 def _number(labels, class_names):
@@ -316,6 +369,9 @@ def _ask_for_each(ask, records, crop):
 
 
 def _join(parts):
+    kinds = sorted({type(part).__name__ for part in parts})
+    if len(kinds) > 1:
+        raise ValueError(f"expected answers of one kind, got {' and '.join(kinds)}")
     if isinstance(parts[0], (pd.DataFrame, pd.Series)):
         return pd.concat(parts, ignore_index=True)
     if isinstance(parts[0], np.ndarray):

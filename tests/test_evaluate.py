@@ -19,8 +19,8 @@ TEST_LABELS = [0, 1, 2, 0, 1, 2, 0, 0]
 BY_CROP = ["confusion", "confused_pairs", "classes", "reliability", "rejection", "hardest", "gradcam"]
 
 
-def write_split(path, photos, labels, crops=("box", "full"), names=tuple(CLASS_NAMES)):
-    with RecordWriter(path, crops, 48, names, {"source": "cars", "crop_margin": 4}) as writer:
+def write_split(path, photos, labels, crops=("box", "full"), names=tuple(CLASS_NAMES), **settings):
+    with RecordWriter(path, crops, 48, names, {"source": "cars", "crop_margin": 4, **settings}) as writer:
         for row, (photo, label) in enumerate(zip(photos, labels, strict=True)):
             square = squash(photo, 48)
             images = {"box": square, "full": 255 - square}
@@ -100,19 +100,28 @@ def test_run_has_the_tables_as_json_and_the_record_files_as_inputs(store, record
         assert inputs["test"].digest == evaluation["data"]["digest"] == test.digest()[:36]
 
 
-def test_threshold_is_chosen_on_validation_and_reported_for_test(store, records, packed_model):
+def test_threshold_is_chosen_on_validation_and_reported_for_test(store, records, tiny_network, packed_model, photos):
+    says = tiny_network.predict_on_batch(np.stack([squash(squash(photo, 48), 32) for photo in photos]))
+    ranked, taken_for = np.argsort(-says.max(axis=1)), says.argmax(axis=1)
+    # On validation the less sure half is wrong; on the test photos all are right, and none had to be withheld.
+    on_validation = taken_for.copy()
+    on_validation[ranked[4:]] = (taken_for[ranked[4:]] + 1) % 3
+    write_split(records / "validation.h5", photos, on_validation, crops=("box",))
+    write_split(records / "test.h5", photos, taken_for, crops=("box",))
     findings = evaluate(EvaluateConfig(str(packed_model), str(records), answered_accuracy=0.99))["box"]
     (run,) = store.search_runs(["0"])
     threshold = findings.threshold
-    assert threshold.validation.accuracy.value >= 0.99
-    assert threshold.validation.answered.of == threshold.test.answered.of == 8
+    probs = says.max(axis=1)[ranked]
+    assert probs[4] < threshold.validation.min_prob <= probs[3] + 1e-6
+    assert (threshold.validation.answered.count, threshold.validation.accuracy.value) == (4, 1.0)
+    assert (threshold.test.answered.count, threshold.test.answered.of) == (4, 8)
     metrics = run.data.metrics
     assert metrics["box_min_prob"] == threshold.test.min_prob == threshold.validation.min_prob
-    assert metrics["box_answered"] == threshold.test.answered.value
+    assert metrics["box_answered"] == 0.5
     with RecordFile(records / "test.h5") as test:
         squares = list(test.images("box")[:])
     answer = carflavor.load_model(packed_model).predict(squares, min_prob=metrics["box_min_prob"])
-    assert (answer["label"] != "unknown").sum() == threshold.test.answered.count
+    assert (answer["label"] != "unknown").sum() == 4
 
 
 def test_no_threshold_from_photos_that_the_model_has_learned(store, records, tiny_network, tmp_path):
@@ -127,6 +136,54 @@ def test_no_threshold_from_photos_that_the_model_has_learned(store, records, tin
     ]
     assert "box_min_prob" not in run.data.metrics
     assert "too sure of them" in load_report(run)
+
+
+SPLIT = {"source_digest": "1a", "seed": 0, "validation_share": 0.1, "near_duplicate_distance": 36}
+
+
+@pytest.mark.parametrize(
+    ("changes", "note", "caution"),
+    [
+        ({}, None, False),
+        # Most of these validation photos are among those that the model learned from.
+        (
+            {"seed": 1},
+            "the validation photos are of another split than the model's training, which had most of them",
+            False,
+        ),
+        ({"source_digest": "2b", "seed": 1}, None, True),
+    ],
+    ids=["same", "other split", "other data"],
+)
+def test_threshold_from_record_files_that_the_model_was_not_trained_with(
+    store, records, photos, tiny_network, tmp_path, monkeypatch, changes, note, caution
+):
+    training = {"data": {"source": "cars", **SPLIT}}
+    carflavor.save_model(tiny_network, tmp_path / "model", CLASS_NAMES, image_size=48, crop_margin=4, training=training)
+    for split in ("train", "validation", "test"):
+        write_split(records / f"{split}.h5", photos, TEST_LABELS, crops=("box",), **{**SPLIT, **changes})
+    asked = []
+
+    def find(test, others):
+        asked.extend(other.path.name for other in others)
+        return np.zeros(8, bool)
+
+    monkeypatch.setattr(evaluate_module, "near_duplicates", find)
+    findings = evaluate(EvaluateConfig(str(tmp_path / "model"), str(records)))["box"]
+    (run,) = store.search_runs(["0"])
+    assert findings.notes == ([f"The threshold for unknown: {note}."] if note else [])
+    assert (findings.threshold is None) == bool(note)
+    assert asked == (["train.h5", "validation.h5"] if note else ["train.h5"])
+    assert ("The model was trained on other data (cars)" in load_report(run)) == caution
+
+
+def test_training_photos_under_another_crop(store, records, packed_model, photos):
+    write_split(records / "train.h5", photos, TEST_LABELS, crops=("full",))
+    findings = evaluate(EvaluateConfig(str(packed_model), str(records)))["box"]
+    assert findings.measurement.without_near_duplicates is None
+    assert findings.notes == [
+        "Accuracy without near-duplicates: the training photos are stored under another crop than the test photos."
+    ]
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -152,7 +209,7 @@ def test_near_duplicates_in_training_are_counted_apart(store, records, packed_mo
     alone = findings.measurement.without_near_duplicates
     assert alone.of == 5
     assert run.data.metrics["box_top_1_without_near_duplicates"] == alone.value
-    assert "Without the 3 test photos that have a near-duplicate in training" in load_report(run)
+    assert "Without the 3 test photos that have a near-duplicate in train.h5" in load_report(run)
 
 
 def test_metrics_stand_on_the_page_of_the_model(store, records, tiny_network):

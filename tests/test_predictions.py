@@ -78,6 +78,13 @@ def test_probabilities_in_all_forms(answer):
     assert predictions.probabilities.tolist() == PROBABILITIES
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "int64", "float32"])
+def test_one_hot_answers_of_any_type(dtype):
+    predictions = read_answer(np.array([[0, 1, 0], [0, 0, 1]], dtype), NAMES, 2)
+    assert predictions.predicted.tolist() == [1, 2]
+    assert predictions.prob.tolist() == [1.0, 1.0]
+
+
 def top_k(row):
     return [{"label": name, "prob": prob} for prob, name in sorted(zip(PROBABILITIES[row], NAMES, strict=True))[::-1]]
 
@@ -96,6 +103,40 @@ def test_short_top_k_tells_no_probabilities():
     predictions = read_answer(answer, NAMES, 2)
     assert predictions.prob.tolist() == [0.7, 0.5]
     assert (predictions.ranking, predictions.probabilities) == (None, None)
+
+
+def test_top_k_in_any_order():
+    answer = pd.DataFrame({"label": ["b", "a"], "top_k": [top_k(0)[::-1], top_k(1)[::-1]]})
+    predictions = read_answer(answer, NAMES, 2)
+    assert predictions.ranking.tolist() == [[1, 0, 2], [0, 2, 1]]
+    assert predictions.probabilities.tolist() == PROBABILITIES
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), []])
+def test_photo_without_top_k_leaves_the_labels(nothing):
+    predictions = read_answer(pd.DataFrame({"label": ["b", "unknown"], "top_k": [top_k(0), nothing]}), NAMES, 2)
+    assert predictions.predicted.tolist() == [1, -1]
+    assert (predictions.ranking, predictions.probabilities) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["b", "a", "c"], "expected top_k to hold lists of {label, prob}, got ['b', 'a', 'c']"),
+        (7, "expected top_k to hold lists of {label, prob}, got 7"),
+        ([{"label": "b"}], "expected top_k to hold lists of {label, prob}, got [{'label': 'b'}]"),
+        ([{"label": "b", "prob": 70}], "different classes, with probabilities of 1 at most together, got [{'label'"),
+        ([{"label": "b", "prob": -0.1}], "different classes, with probabilities of 1 at most together, got [{'label'"),
+        ([{"label": "b", "prob": float("nan")}], "different classes, with probabilities of 1 at most together, got"),
+        ([{"label": "b", "prob": 0.1}] * 3, "different classes, with probabilities of 1 at most together, got"),
+        ([{"label": name, "prob": 0.1} for name in NAMES], "probabilities of all classes in top_k to sum to 1"),
+    ],
+)
+def test_other_top_k_is_refused_in_a_sentence(entries, message):
+    answer = pd.DataFrame({"label": ["b", "a"], "top_k": [entries, top_k(1)]})
+    with pytest.raises(ValueError) as error:
+        read_answer(answer, NAMES, 2)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +163,12 @@ def test_other_answers_are_refused_in_a_sentence(answer, got):
 def test_probability_beyond_one_is_refused():
     with pytest.raises(ValueError, match="expected prob to be from 0 to 1, got 70 to 80"):
         read_answer(pd.DataFrame({"label": ["a", "b"], "prob": [70, 80]}), NAMES, 2)
+
+
+@pytest.mark.parametrize("prob", [["high", "low"], [[0.7], [0.3]]])
+def test_probability_that_is_no_number_is_refused(prob):
+    with pytest.raises(ValueError, match="expected prob to be from 0 to 1, got "):
+        read_answer(pd.DataFrame({"label": ["a", "b"], "prob": prob}), NAMES, 2)
 
 
 @pytest.mark.parametrize(

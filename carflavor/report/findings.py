@@ -178,7 +178,7 @@ def write_lead(findings):
     alone = measurement.without_near_duplicates
     if alone and alone.of < top_1.of:
         said.append(
-            f"Without the {top_1.of - alone.of:,} test photos that have a near-duplicate in training, it is {alone}."
+            f"Without the {top_1.of - alone.of:,} test photos that have a near-duplicate in train.h5, it is {alone}."
         )
     if measurement.calibration:
         said.append(_say_calibration(measurement.calibration, top_1))

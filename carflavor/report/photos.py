@@ -30,11 +30,6 @@ class ConfusedPair:
     true_photo: np.ndarray
     predicted_photo: np.ndarray
 
-    @property
-    def photos(self):
-        """Both photos."""
-        return self.true_photo, self.predicted_photo
-
 
 def photo_grid_figure(photos, captions, columns):
     """Lays photos out as a contact sheet.
