@@ -130,7 +130,7 @@ class AskWhetherToStop(keras.callbacks.Callback):
 
 
 class EpochMetrics(MlflowCallback):
-    """MLflow's callback, with the layers of the network, and no second copy of the validation metrics without a step.
+    """MLflow's callback, with the layers of the network.
 
     Args:
         network: The `keras.Model` to keep. What is fitted holds it as one of its layers.
@@ -146,6 +146,3 @@ class EpochMetrics(MlflowCallback):
         lines = []
         self._network.summary(print_fn=lambda line, **unused: lines.append(line))
         mlflow.log_text("\n".join(lines), "model_summary.txt")
-
-    def on_test_end(self, logs=None):
-        pass

@@ -6,7 +6,7 @@
     lock               locked by the process that trains
 
 Files are written under new names, then `progress.json` is replaced, then files that it no longer names are deleted: a
-process that dies at any moment leaves a folder from which the next one goes on.
+process or a machine that dies at any moment leaves a folder from which the next one goes on.
 """
 
 import fcntl
@@ -14,6 +14,8 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -49,14 +51,20 @@ def lock(path, refusal):
     Raises:
         ValueError: If another process holds the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have deleted it since it was opened: then it locks nothing.
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise ValueError(refusal) from None
+        except FileNotFoundError:
+            pass
         file.close()
-        raise ValueError(refusal) from None
-    return file
 
 
 class Checkpoint:
@@ -64,6 +72,7 @@ class Checkpoint:
 
     Args:
         name: What `digest` returned.
+        resume: Whether to go on from what was kept; otherwise it is deleted.
 
     Attributes:
         folder: `Path` of the folder, under `data_home()`.
@@ -71,27 +80,38 @@ class Checkpoint:
             list, `best` dict with `epoch`, `validation_accuracy` and `rank`, or None.
 
     Raises:
-        ValueError: If another process trains with the same data and settings.
+        ValueError: If another process trains with the same data and settings, or what was kept is damaged.
     """
 
-    def __init__(self, name):
+    def __init__(self, name, resume=True):
         self.folder = data_home() / "checkpoints" / name
         self.progress = None
+        self._resume = resume
+        self._progress_path = self.folder / "progress.json"
 
     def __enter__(self):
         self._lock = lock(
             self.folder / "lock",
             f"Another process is training with the same data and settings: its checkpoint {self.folder} is in use",
         )
-        if (self.folder / "progress.json").is_file():
-            self.progress = json.loads((self.folder / "progress.json").read_text())
+        try:
+            if not self._resume:
+                self.finish()
+            elif self._progress_path.is_file():
+                self.progress = json.loads(self._progress_path.read_text())
+        except ValueError as error:
+            self._lock.close()
+            raise self._damaged(self._progress_path, error) from None
         return self
 
     def __exit__(self, *error):
-        if not (self.folder / "progress.json").is_file():
+        if not self._progress_path.is_file():
             # A training that was refused, or that has come to its end.
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
+
+    def _damaged(self, path, error):
+        return ValueError(f"{path} is damaged ({error}): delete {self.folder} to begin anew")
 
     def restore(self, variables):
         """Gives variables the values that they had when `progress` was written.
@@ -104,10 +124,10 @@ class Checkpoint:
         """
         path = self.folder / self.progress["state"]
         try:
-            with np.load(path, allow_pickle=False) as state:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as state:
                 values = [state[str(index)] for index in range(len(state.files))]
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete {self.folder} to begin anew") from None
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise self._damaged(path, error) from None
         shapes = [tuple(variable.shape) for variable in variables]
         if shapes != [value.shape for value in values]:
             raise ValueError(f"{path} does not fit the network: delete {self.folder} to begin anew")
@@ -125,18 +145,19 @@ class Checkpoint:
         """
         epochs = progress["epochs"]
         state = f"state-{epochs}.npz"
-        with open(self.folder / state, "wb") as file:
-            np.savez(file, **{str(index): variable.numpy() for index, variable in enumerate(variables)})
-            file.flush()
-            os.fsync(file.fileno())
+        np.savez(self.folder / state, **{str(index): variable.numpy() for index, variable in enumerate(variables)})
+        _write_to_disk(self.folder / state)
         best_file = self.progress and self.progress["best_file"]
         if network is not None:
             best_file = f"best-{epochs}.keras"
             network.save(self.folder / best_file)
+            _write_to_disk(self.folder / best_file)
         self.progress = {**progress, "best": best, "state": state, "best_file": best_file}
         partial = self.folder / "progress.json.partial"
         partial.write_text(json.dumps(self.progress))
-        os.replace(partial, self.folder / "progress.json")
+        _write_to_disk(partial)
+        os.replace(partial, self._progress_path)
+        _write_to_disk(self.folder)
         for file in [*self.folder.glob("state-*"), *self.folder.glob("best-*")]:
             if file.name not in (state, best_file):
                 file.unlink()
@@ -151,10 +172,16 @@ class Checkpoint:
         """`Path` of the network that was kept as the best, or None."""
         return self.folder / self.progress["best_file"] if self.progress and self.progress["best_file"] else None
 
-    def forget(self):
-        """Begins anew: what was done before is overwritten after the first epoch."""
+    def finish(self):
+        """Says that nothing is left to go on with: what is not kept anew is deleted when the block ends."""
+        self._progress_path.unlink(missing_ok=True)
         self.progress = None
 
-    def remove(self):
-        """Deletes the folder: the training has come to its end."""
-        shutil.rmtree(self.folder)
+
+def _write_to_disk(path):
+    # A file whose name is on the disk before its content is there is empty after a power cut.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

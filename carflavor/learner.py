@@ -191,7 +191,7 @@ def predict(network, batches, on_photos=None):
     return np.concatenate(outputs)
 
 
-def fit_head(network, batches, epochs, label_smoothing, on_photos):
+def fit_head(network, batches, epochs, label_smoothing, class_weights, on_photos):
     """Trains the last layer on what the layers before it make of the photos, computed once.
 
     It takes seconds where training the whole network takes minutes, and spares pretrained layers the gradients of a
@@ -202,6 +202,7 @@ def fit_head(network, batches, epochs, label_smoothing, on_photos):
         batches: `carflavor.data.batches.SquashedBatches`.
         epochs: Times that the features are gone through.
         label_smoothing: As in training.
+        class_weights: (C,) array, what a photo of each class counts, or None.
         on_photos: Function that is called with the number of photos of each batch whose features are there.
 
     Returns:
@@ -218,6 +219,7 @@ def fit_head(network, batches, epochs, label_smoothing, on_photos):
         metrics=["accuracy"],
         jit_compile=False,
     )
-    history = model.fit(features, targets, batch_size=_HEAD_BATCH, epochs=epochs, verbose=0)
+    counts = None if class_weights is None else class_weights[batches.labels]
+    history = model.fit(features, targets, _HEAD_BATCH, epochs, verbose=0, sample_weight=counts)
     head.set_weights(model.layers[-1].get_weights())
     return history.history["accuracy"][-1]

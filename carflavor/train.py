@@ -20,20 +20,15 @@ from carflavor.augmentation import build_augmentation
 from carflavor.calibration import fit_temperature, fold_temperature
 from carflavor.callbacks import AskWhetherToStop, EpochMetrics, KeepEpoch, Progress, Validation
 from carflavor.data.batches import PhotoBatches, SquashedBatches
-from carflavor.data.locations import is_model, resolve_input, resolve_model
+from carflavor.data.locations import resolve_input
 from carflavor.data.records import CROPS
 from carflavor.learner import Learner, compile_model, copy_to_train, fit_head, freeze_statistics, predict
 from carflavor.networks import NETWORKS
+from carflavor.parameters import convert
 from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
 from carflavor.progress import progress_bar
 from carflavor.recipes import PRESETS
 
-CROP_CHOICES = (*CROPS, "mixed")
-VALIDATION_CHOICES = ("hold_out", "train")
-CLASS_WEIGHT_CHOICES = ("none", "balanced")
-OPTIMIZER_CHOICES = ("adamw", "sgd")
-STATISTICS_CHOICES = ("batch", "frozen")
-PRECISION_CHOICES = ("float32", "mixed_bfloat16")
 RESUMED_FROM_TAG = "carflavor.resumed_from"
 _METRICS_AT_ONCE = 1000  # MLflow takes no more in one request
 
@@ -66,9 +61,9 @@ class TrainConfig:
         label_smoothing: Share of the probability spread over all classes in the target.
         min_area: Least share of a stored square that a random view keeps.
         color: Strength of random changes of colour, from 0 to 1.
-        randaugment: Magnitude of two random operations of RandAugment, from 0 to 1.
+        randaugment: Magnitude of two random operations of RandAugment on each batch, from 0 to 1.
         mixup: Alpha of mixup, 0 for none.
-        cutmix: Alpha of CutMix, 0 for none.
+        cutmix: Alpha of CutMix, up to 1, 0 for none.
         ema: Momentum of the exponential moving average of the weights that is validated and kept, 0 for none.
         class_weights: `none`, or `balanced`: a photo counts the more the fewer there are of its class.
         precision: `float32` or `mixed_bfloat16`. The model that is kept computes in float32.
@@ -115,27 +110,15 @@ class TrainConfig:
         """Returns a copy in which the preset has said what was `auto`.
 
         Raises:
-            ValueError: If a parameter is none of its choices.
+            ValueError: If a parameter is not what `carflavor.parameters` says that it may be.
         """
-        _check_choice("preset", self.preset, PRESETS)
-        preset = PRESETS[self.preset]
-        config = replace(self, **{name: value for name, value in preset.items() if getattr(self, name) == "auto"})
-        _check_choice("network", config.network, NETWORKS)
-        _check_choice("crop", config.crop, CROP_CHOICES)
-        _check_choice("optimizer", config.optimizer, OPTIMIZER_CHOICES)
-        _check_choice("statistics", config.statistics, STATISTICS_CHOICES)
-        _check_choice("class_weights", config.class_weights, CLASS_WEIGHT_CHOICES)
-        _check_choice("precision", config.precision, PRECISION_CHOICES)
-        _check_choice("validation", config.validation, VALIDATION_CHOICES)
+        config = replace(self, **convert(asdict(self)))
+        preset = PRESETS[config.preset]
+        config = replace(config, **{name: value for name, value in preset.items() if getattr(config, name) == "auto"})
         if config.statistics == "frozen" and config.weights == "none":
             raise ValueError("Expected weights with statistics=frozen: a random network has no statistics to keep")
         if config.input_size == "auto":
             config = replace(config, input_size=NETWORKS[config.network].input_size)
-        if not isinstance(config.input_size, int) or not 32 <= config.input_size <= 1024:
-            raise ValueError(
-                f"Expected input_size to be auto or a number from 32 to 1024. "
-                f"Received: input_size={config.input_size!r}"
-            )
         return config
 
     @property
@@ -148,11 +131,6 @@ class TrainConfig:
         if self.train_scale == 1:
             return self.input_size
         return max(32, 32 * round(self.train_scale * self.input_size / 32))
-
-
-def _check_choice(parameter, value, choices):
-    if value not in choices:
-        raise ValueError(f"Expected {parameter} to be one of {', '.join(choices)}. Received: {parameter}={value!r}")
 
 
 def train(config, on_epoch=None):
@@ -169,16 +147,17 @@ def train(config, on_epoch=None):
     Raises:
         ValueError: If a parameter or the data is not what is expected.
     """
-    with tracking.step_run("train", config) as run, contextlib.ExitStack() as stack:
+    # What is on the stack, the lock of the checkpoint for one, outlives what is done for a run that ends early.
+    with contextlib.ExitStack() as stack, tracking.step_run("train", config) as run:
         config = config.resolved()
         mlflow.log_dict(asdict(config), "resolved_config.json")
+        # `mlflow run` logs what was typed, `auto` for most: nothing to compare runs by.
+        mlflow.log_params({f"used_{name}": getattr(config, name) for name in PRESETS[config.preset]})
         training = stack.enter_context(open_split(config.data, "train"))
         validation = stack.enter_context(open_split(config.data, "validation"))
         _check_data(training, validation)
         _say_what_it_learns_from(training)
         hold_out = config.validation == "hold_out"
-        tracking.log_records(training, "train")
-        tracking.log_records(validation, "validation" if hold_out else "train")
         learned_from = [training] if hold_out else [training, validation]
         crops = _choose_crops(config.crop, learned_from)
         for records, crop in itertools.product(learned_from, crops):
@@ -187,17 +166,21 @@ def train(config, on_epoch=None):
 
         keras.utils.set_random_seed(config.seed)
         network = _build_network(config, training.class_names)
-        kept = stack.enter_context(checkpoint.Checkpoint(_name_of(config, [training, validation], network)))
-        if not config.resume:
-            kept.forget()
+        # From here on it takes long: all pixels are read, for the digests.
+        tracking.log_records(training, "train")
+        tracking.log_records(validation, "validation" if hold_out else "train")
+        name = _name_of(config, [training, validation], network)
+        kept = stack.enter_context(checkpoint.Checkpoint(name, config.resume))
         run.on_early_end(lambda: _keep_model(run.run_id, kept, config, training))
+        class_weights = _class_weights(config.class_weights, learned_from)
         if config.head_epochs and not kept.progress:
-            _fit_head(network, SquashedBatches(learned_from, crops, config.batch_size, config.input_size), config)
+            squashed = SquashedBatches(learned_from, crops, config.batch_size, config.input_size)
+            _fit_head(network, squashed, config, class_weights)
         validation_batches = (
             SquashedBatches([validation], crops, config.batch_size, config.input_size) if hold_out else None
         )
         batches = PhotoBatches(learned_from, crops, config.batch_size, config.seed, kept.epochs)
-        learning, learner = _build_learner(network, config, learned_from, len(batches))
+        learning, learner = _build_learner(network, config, class_weights, len(batches))
         if kept.progress:
             kept.restore(learner.state)
             _take_over_run(kept.progress, run.run_id)
@@ -222,13 +205,13 @@ def train(config, on_epoch=None):
         mlflow.log_figure(report.curves_figure(kept.progress["history"], kept.progress["best"]["epoch"]), "curves.png")
         mlflow.log_dict(kept.progress["history"], "history.json")
         if learner.stop_training:
-            kept.remove()
+            kept.finish()
             return None
         packed = _what_to_pack(kept, config, training)
         packed["training"]["temperature"] = _calibrate(packed["network"], config.temperature, validation_batches)
         model_info = carflavor.log_model(name="model", **packed)
         _logger.info("Model of epoch %d: %s", kept.progress["best"]["epoch"], model_info.model_uri)
-        kept.remove()
+        kept.finish()
     return model_info
 
 
@@ -290,34 +273,39 @@ def device_scope(devices):
 
 
 def _build_network(config, class_names):
-    if not is_model(config.weights):
-        weights = config.weights
-        if weights not in ("none", "imagenet"):
-            weights = resolve_input(weights, "weights")
-        return networks.build(config.network, len(class_names), config.input_size, weights)
+    weights = config.weights
+    if weights not in ("none", "imagenet"):
+        weights = resolve_input(weights, "weights")
+        if weights.is_dir():
+            return _build_from_model(weights, config, class_names)
+    return networks.build(config.network, len(class_names), config.input_size, weights)
+
+
+def _build_from_model(path, config, class_names):
     # Random weights of the head come from the seed, whatever else was loaded.
-    classifier = carflavor.load_model(resolve_model(config.weights, "weights"))
-    if classifier.network.name != config.network:
+    network = carflavor.load_model(path).network
+    if network.name != config.network:
         raise ValueError(
-            f"weights: expected a model with network={config.network}, got {config.weights} with "
-            f"network={classifier.network.name}"
+            f"weights: expected a model with network={config.network}, got {config.weights} with network={network.name}"
         )
     _logger.info("weights: the layers of %s, with a new head", config.weights)
-    return networks.with_new_head(classifier.network, len(class_names), config.input_size)
+    return networks.with_new_head(network, len(class_names), config.input_size)
 
 
-def _fit_head(network, batches, config):
+def _fit_head(network, batches, config, class_weights):
     with progress_bar("head", len(batches.labels)) as progress:
-        accuracy = fit_head(network, batches, config.head_epochs, config.label_smoothing, progress.update)
+        accuracy = fit_head(
+            network, batches, config.head_epochs, config.label_smoothing, class_weights, progress.update
+        )
     mlflow.log_metric("head_accuracy", accuracy)
     _logger.info("The last layer alone, trained first, knows %.1f %% of the photos it learned from", 100 * accuracy)
 
 
-def _build_learner(network, config, learned_from, steps_per_epoch):
+def _build_learner(network, config, class_weights, steps_per_epoch):
     learning = copy_to_train(network, config.precision, config.train_size)
     if config.statistics == "frozen":
         freeze_statistics(learning)
-    learner = Learner(learning, build_augmentation(config), _class_weights(config.class_weights, learned_from))
+    learner = Learner(learning, build_augmentation(config), class_weights)
     compile_model(learner, config, learning.layers[-1], steps_per_epoch)
     learner.optimizer.build(learner.trainable_variables)
     return learning, learner
@@ -333,6 +321,10 @@ def _class_weights(choice, files):
 
 def _take_over_run(progress, run_id):
     """Gives this run the curves of the one that was killed, and closes that one."""
+    if progress["run_id"] == run_id:
+        # A scheduler that starts a step again gives it the run that it had.
+        _logger.info("Going on after epoch %d, in the same run", progress["epochs"])
+        return
     client = mlflow.MlflowClient()
     mlflow.set_tag(RESUMED_FROM_TAG, progress["run_id"])
     now = round(time.time() * 1000)
@@ -345,7 +337,10 @@ def _take_over_run(progress, run_id):
         client.log_batch(run_id, metrics[start : start + _METRICS_AT_ONCE])
     # The store may be another one, or the run deleted: then there is nothing to close.
     with contextlib.suppress(mlflow.MlflowException):
-        if client.get_run(progress["run_id"]).info.status == "RUNNING":
+        earlier = client.get_run(progress["run_id"])
+        if "head_accuracy" in earlier.data.metrics:
+            mlflow.log_metric("head_accuracy", earlier.data.metrics["head_accuracy"])
+        if earlier.info.status == "RUNNING":
             client.set_terminated(progress["run_id"], "KILLED")
     _logger.info("Going on after epoch %d, where run %s ended", progress["epochs"], progress["run_id"])
 

@@ -1,8 +1,10 @@
+import shutil
+
 import keras
 import numpy as np
 import pytest
 
-from carflavor.checkpoint import Checkpoint
+from carflavor.checkpoint import Checkpoint, lock
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,7 @@ def test_state_and_best_network_come_back(network):
             "state-2.npz",
             "best-1.keras",
         }
-        checkpoint.remove()
+        checkpoint.finish()
     assert not checkpoint.folder.exists()
 
 
@@ -76,6 +78,64 @@ def test_damaged_state_is_refused(network):
         other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
         with pytest.raises(ValueError, match="state-1.npz does not fit the network: delete .*training to begin anew"):
             checkpoint.restore(other.variables)
-        (checkpoint.folder / "state-1.npz").write_bytes(b"PK damaged")
+
+
+def flip(content):
+    middle = len(content) // 4
+    return content[:middle] + bytes(255 - byte for byte in content[middle : middle + 4]) + content[middle + 4 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"", lambda content: b"PK", lambda content: content[: len(content) // 2], flip],
+    ids=["empty", "start", "half", "bytes flipped"],
+)
+def test_damaged_state_is_named(network, damage):
+    with Checkpoint("training") as checkpoint:
+        save(checkpoint, network, 1, best=True)
+        state = checkpoint.folder / "state-1.npz"
+        state.write_bytes(damage(state.read_bytes()))
         with pytest.raises(ValueError, match="state-1.npz is damaged .*: delete .*training to begin anew"):
             checkpoint.restore(network.variables)
+
+
+def test_damaged_progress_is_named_and_can_be_passed_over(network):
+    with Checkpoint("training") as checkpoint:
+        save(checkpoint, network, 1, best=True)
+    (checkpoint.folder / "progress.json").write_text("")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="progress.json is damaged .*: delete .*training to begin anew"):
+            Checkpoint("training").__enter__()
+    with Checkpoint("training", resume=False) as checkpoint:
+        assert checkpoint.epochs == 0
+
+
+def test_training_that_begins_anew_is_not_gone_on_with_from_before(network):
+    with Checkpoint("training") as checkpoint:
+        save(checkpoint, network, 3, best=True)
+    # Killed before its first epoch: nothing is kept by it.
+    with Checkpoint("training", resume=False):
+        pass
+    with Checkpoint("training") as checkpoint:
+        assert checkpoint.progress is None
+
+
+def test_lock_on_a_file_that_was_deleted_locks_nothing(home, monkeypatch):
+    path = home / "folder" / "lock"
+    before = lock(path, "in use")
+    opened = []
+
+    def open_and_lose(*arguments):
+        # Between the opening and the locking of the file its holder deletes it and ends.
+        file = open(*arguments)
+        if not opened:
+            shutil.rmtree(home / "folder")
+            before.close()
+        opened.append(file)
+        return file
+
+    monkeypatch.setattr("carflavor.checkpoint.open", open_and_lose, raising=False)
+    with lock(path, "in use"):
+        assert len(opened) == 2
+        with pytest.raises(ValueError, match="in use"):
+            lock(path, "in use")

@@ -23,7 +23,7 @@ def photos():
 
 
 def build_learner(network, class_weights=None, **settings):
-    config = TrainConfig(epochs=10, weight_decay=0.0, label_smoothing=0.0, **settings).resolved()
+    config = TrainConfig(**{"epochs": 10, "weight_decay": 0.0, "label_smoothing": 0.0, **settings}).resolved()
     learner = Learner(network, Augmentation(32, 1.0, 0.0, 0.0, 0.0, 0.0, seed=0), class_weights)
     learner.compile(build_optimizer(config, network.layers[-1], 10), "categorical_crossentropy", jit_compile=False)
     return learner
@@ -38,7 +38,7 @@ def test_learning_rate_rises_and_falls(network):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("share", [1.0, 0.25, 0.0])
+@pytest.mark.parametrize("share", [1.0, 0.25, 0.01])
 def test_backbone_learns_at_its_share_of_the_rate(network, optimizer, share):
     learner = build_learner(network, optimizer=optimizer, learning_rate=0.01, backbone_rate=share)
     learner.optimizer.iterations.assign(10)  # the warm-up is over
@@ -54,13 +54,28 @@ def test_backbone_learns_at_its_share_of_the_rate(network, optimizer, share):
         np.testing.assert_allclose(step, head_step, rtol=1e-3)
 
 
+def test_weight_decay_is_of_kernels_alone(network):
+    learner = build_learner(network, learning_rate=0.01, weight_decay=0.5)
+    learner.optimizer.iterations.assign(10)
+    before = [variable.numpy() for variable in learner.trainable_variables]
+    learner.optimizer.apply([tf.zeros_like(value) for value in before], learner.trainable_variables)
+    for variable, value in zip(learner.trainable_variables, before, strict=True):
+        # After the warm-up the rate is 0.01.
+        kept = 1 - 0.5 * 0.01 if variable.path.endswith("kernel") else 1
+        np.testing.assert_allclose(variable.numpy(), kept * value, rtol=1e-5, err_msg=variable.path)
+
+
 def test_class_weights_count_by_the_mixed_target(network, photos):
+    mixed = np.array([[0.75, 0.25, 0.0]] * 6, "float32")
+
     def loss(class_weights):
         learner = build_learner(network, class_weights, learning_rate=1e-12)
-        return learner.fit(photos, TARGETS, batch_size=6, verbose=0).history["loss"][0]
+        return learner.fit(photos, mixed, batch_size=6, verbose=0).history["loss"][0]
 
-    assert loss([2.0, 2.0, 2.0]) == pytest.approx(2 * loss(None), rel=1e-4)
-    assert loss([0.0, 0.0, 0.0]) == 0.0
+    plain = loss(None)
+    assert loss([1.0, 0.0, 0.0]) == pytest.approx(0.75 * plain, rel=1e-4)
+    assert loss([0.0, 2.0, 0.0]) == pytest.approx(0.5 * plain, rel=1e-4)
+    assert loss([0.0, 0.0, 3.0]) == 0.0
 
 
 def test_averages_go_to_the_network_that_is_kept(network, photos):
@@ -110,7 +125,8 @@ def test_frozen_statistics_stay_and_scales_learn(network, photos):
     assert {"scale_conv1/gamma", "scale_conv1/beta", "conv1/kernel", "fc/kernel"} <= changed
 
 
-def test_fit_head_trains_the_last_layer_alone(network, photos):
+@pytest.fixture
+def batches(photos):
     class Batches:
         labels = TARGETS.argmax(axis=1)
 
@@ -120,9 +136,19 @@ def test_fit_head_trains_the_last_layer_alone(network, photos):
         def __getitem__(self, index):
             return photos[3 * index : 3 * index + 3], TARGETS[3 * index : 3 * index + 3]
 
+    return Batches()
+
+
+def test_fit_head_counts_photos_by_their_class(network, batches, photos):
+    # What counts nothing is not learned: all photos are taken for the one class that counts.
+    fit_head(network, batches, 200, 0.0, np.array([0.0, 0.0, 1.0]), on_photos=lambda count: None)
+    assert network(photos).numpy().argmax(axis=1).tolist() == [2] * 6
+
+
+def test_fit_head_trains_the_last_layer_alone(network, batches, photos):
     before = network.get_weights()
     counts = []
-    accuracy = fit_head(network, Batches(), epochs=200, label_smoothing=0.0, on_photos=counts.append)
+    accuracy = fit_head(network, batches, 200, 0.0, None, on_photos=counts.append)
     assert counts == [3, 3]
     changed = [not np.array_equal(old, new) for old, new in zip(before, network.get_weights(), strict=True)]
     assert changed == [False] * (len(before) - 2) + [True, True]

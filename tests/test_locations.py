@@ -1,8 +1,12 @@
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import mlflow
 import pytest
+from colours import PROJECT
 
 from carflavor.data.locations import data_home, resolve_input, resolve_output
 
@@ -57,6 +61,18 @@ def test_artifacts_of_a_run(store):
     folder = resolve_input(f"runs:/{run.info.run_id}/records", "data")
     assert folder.is_absolute()
     assert (folder / "report.json").read_text() == "hello"
+
+
+def test_copies_of_artifacts_go_with_the_process(store, tmp_path):
+    with mlflow.start_run() as run:
+        mlflow.log_text("hello", "records/report.json")
+    code = f"from carflavor.data.locations import *; print(resolve_input('runs:/{run.info.run_id}/records', 'data'))"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary), "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert ended.stdout.startswith(str(temporary)), ended.stderr
+    assert list(temporary.iterdir()) == []
 
 
 def test_artifacts_of_a_registered_model(store):

@@ -87,6 +87,17 @@ def test_settings_that_are_none(text, message):
     assert message in str(refusal.value)
 
 
+def test_listed_values_in_any_order_need_one_combination_that_is_valid():
+    statistics = CategoricalDistribution(["frozen", "batch"])
+    refused = "statistics=frozen goes with none of the other values: Expected weights with statistics=frozen"
+    with pytest.raises(ValueError, match=f"ranges: {refused}"):
+        read_settings("", "sample", "scratch", {"statistics": statistics})
+    with pytest.raises(ValueError, match="^Expected weights with statistics=frozen"):
+        read_settings("{statistics: frozen}", "sample", "scratch", {"mixup": CategoricalDistribution([0.0, 0.2])})
+    ranges = {"statistics": statistics, "weights": CategoricalDistribution(["none", "imagenet"])}
+    assert read_settings("", "sample", "scratch", ranges).statistics == "frozen"
+
+
 def test_sampler_tries_no_combination_twice():
     ranges = {"mixup": CategoricalDistribution([0.0, 0.1, 0.2]), "head_epochs": IntDistribution(1, 5)}
     assert len(list_combinations(ranges)) == 15

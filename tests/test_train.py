@@ -14,7 +14,7 @@ from colours import PROJECT, mlflow_run, wait_for, write_split
 import carflavor
 from carflavor.data.records import RecordFile
 from carflavor.recipes import PRESETS
-from carflavor.train import TrainConfig, train
+from carflavor.train import TrainConfig, _class_weights, train
 
 pytestmark = pytest.mark.usefixtures("tiny_network_by_name")
 
@@ -41,6 +41,7 @@ def test_train_learns_and_logs_a_model(store, data):
     summary = mlflow.artifacts.load_text(f"runs:/{info.run_id}/model_summary.txt")
     assert 'Model: "tiny"' in summary and summary.count("(Scale)") == 3
     assert run.data.params["optimizer_weight_decay"] == "0.05"
+    assert (run.data.params["used_learning_rate"], run.data.params["used_crop"]) == ("0.003", "box")
     assert run.data.tags["carflavor.step"] == "train"
     assert run.data.tags["carflavor.data"] == "colours"
 
@@ -82,20 +83,26 @@ def test_same_seed_gives_the_same_curve(store, data):
     [
         (
             {"network": "vgg"},
-            "Expected network to be one of resnet18, .*, tiny. Received: network='vgg'",
+            "network: 'vgg' is not one of 'resnet18', .*, 'tiny', nor the word auto.",
         ),
-        ({"crop": "half"}, "Expected crop to be one of box, full, mixed. Received: crop='half'"),
+        ({"crop": "half"}, "crop: 'half' is not one of 'box', 'full', 'mixed', nor the word auto."),
         (
             {"input_size": "big"},
-            "Expected input_size to be auto or a number from 32 to 1024. Received: input_size='big'",
+            "input_size: 'big' is not a valid integer range, nor the word auto.",
         ),
-        ({"input_size": 16}, "Received: input_size=16"),
-        ({"preset": "fast"}, "Expected preset to be one of scratch, quick, article, best. Received: preset='fast'"),
-        ({"precision": "float16"}, "Expected precision to be one of float32, mixed_bfloat16. Received: .*'float16'"),
-        ({"validation": "none"}, "Expected validation to be one of hold_out, train. Received: validation='none'"),
-        ({"class_weights": "yes"}, "Expected class_weights to be one of none, balanced. Received: .*'yes'"),
+        ({"input_size": 16}, "input_size: 16 is not in the range 32<=x<=1024, nor the word auto."),
+        ({"preset": "fast"}, "preset: 'fast' is not one of 'scratch', 'quick', 'article', 'best'."),
+        (
+            {"precision": "float16"},
+            "precision: 'float16' is not one of 'float32', 'mixed_bfloat16', nor the word auto.",
+        ),
+        ({"validation": "none"}, "validation: 'none' is not one of 'hold_out', 'train'."),
+        ({"class_weights": "yes"}, "class_weights: 'yes' is not one of 'none', 'balanced', nor the word auto."),
         ({"statistics": "frozen"}, "Expected weights with statistics=frozen: a random network has no statistics to"),
-        ({"optimizer": "adam"}, "Expected optimizer to be one of adamw, sgd. Received: optimizer='adam'"),
+        ({"optimizer": "adam"}, "optimizer: 'adam' is not one of 'adamw', 'sgd', nor the word auto."),
+        ({"epochs": 0}, "epochs: 0 is not in the range x>=1, nor the word auto."),
+        ({"batch_size": 2.5}, "batch_size: '2.5' is not a valid integer range, nor the word auto."),
+        ({"cutmix": 1.5}, "cutmix: 1.5 is not in the range 0<=x<=1, nor the word auto."),
         ({"devices": 64}, "Expected devices to be from 1 to 1, the CPUs here. Received: 64"),
     ],
 )
@@ -289,6 +296,30 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(store, data):
     assert "carflavor.resumed_from" not in store.get_run(info.run_id).data.tags
 
 
+def test_step_that_is_started_again_goes_on_in_its_run(store, data, monkeypatch):
+    run_id = store.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    monkeypatch.setattr("carflavor.tracking._insist_on", lambda *arguments: None)
+    with pytest.raises(RuntimeError):
+        train(small(data), fail_after_the_second_epoch)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)  # MLflow takes it out of the environment
+    statuses = []
+    info = train(small(data), lambda *epoch: statuses.append(store.get_run(run_id).info.status))
+    assert info.run_id == run_id
+    assert statuses == ["RUNNING"]
+    assert [point.step for point in store.get_metric_history(run_id, "loss")] == [0, 1, 2]
+    assert "carflavor.resumed_from" not in store.get_run(run_id).data.tags
+
+
+def test_balanced_classes_count_the_same():
+    class File:
+        labels = np.array([0, 0, 0, 1])
+        class_names = ("red", "green", "blue")
+
+    # 4 photos over 2 classes that have any: three times 2/3, and once 2.
+    np.testing.assert_allclose(_class_weights("balanced", [File()])[:2], [2 / 3, 2.0])
+
+
 def test_one_batch_is_shared_by_two_devices(store, data, clean_environment):
     """Logical devices must be declared before TensorFlow starts: a process of its own."""
     program = f"""
@@ -302,13 +333,16 @@ from test_train import small
 from carflavor.train import train
 add_tiny_network()
 mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})
-info = train(small({str(data)!r}, devices=2, head_epochs=2, ema=0.9, mixup=0.2, learning_rate=0.003))
-print("replicas", tf.distribute.get_strategy().num_replicas_in_sync, info.run_id)
+def say_replicas(epoch, metrics):
+    print("replicas:", tf.distribute.get_strategy().num_replicas_in_sync)
+settings = dict(devices=2, head_epochs=2, ema=0.9, mixup=0.2, learning_rate=0.003)
+print(train(small({str(data)!r}, **settings), say_replicas).run_id)
 """
     environment = {**clean_environment, "CARFLAVOR_HOME": os.environ["CARFLAVOR_HOME"]}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    run_id = ended.stdout.split()[-1]
+    *said, run_id = ended.stdout.splitlines()
+    assert said == ["replicas: 2"] * 3
     history = mlflow.artifacts.load_dict(f"runs:/{run_id}/history.json")
     assert history["loss"][-1] < history["loss"][0]
     assert carflavor.load_model(f"runs:/{run_id}/model").class_names == ["red", "green", "blue"]

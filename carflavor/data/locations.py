@@ -1,7 +1,10 @@
 """Where things are: turns what a user types for a place into a local path."""
 
+import atexit
+import functools
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +26,7 @@ def resolve_input(place, parameter):
 
     Args:
         place: A local path, `file:` URL, or an artifact of MLflow as `runs:/<run id>/<path>` or
-            `models:/<name>/<version>`. Artifacts of a remote store are downloaded into a temporary folder.
+            `models:/<name>/<version>`. Artifacts are copied to a temporary folder, which goes with the process.
         parameter: What the user calls it, for the error's first word.
 
     Returns:
@@ -36,7 +39,8 @@ def resolve_input(place, parameter):
         raise ValueError(f"{parameter}: expected a path or URI, got an empty text")
     if place.startswith(_MLFLOW_SCHEMES):
         try:
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=place)).absolute()
+            folder = tempfile.mkdtemp(dir=_temporary_folder())
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=folder)).absolute()
         except (mlflow.MlflowException, OSError) as error:
             # The first line: what follows in some of MLflow's messages is advice on settings.
             reason = str(error).partition("\n")[0]
@@ -69,11 +73,6 @@ def resolve_model(place, parameter="model"):
     return place if place.startswith(_MLFLOW_SCHEMES) else str(resolve_input(place, parameter))
 
 
-def is_model(place):
-    """Tells whether a place is a model: `models:/...`, `runs:/...`, or a folder with an MLmodel file."""
-    return place.startswith(_MLFLOW_SCHEMES) or Path(place, "MLmodel").is_file()
-
-
 def resolve_output(place, parameter):
     """Turns what a user names as output folder into an absolute `Path`; it need not exist.
 
@@ -89,6 +88,14 @@ def resolve_output(place, parameter):
     if path.exists() and not path.is_dir():
         raise ValueError(f"{parameter}: expected a folder, got the file {path}")
     return path.absolute()
+
+
+@functools.cache
+def _temporary_folder():
+    # MLflow would leave what it downloads, and what it copies from a local store, for good.
+    folder = tempfile.mkdtemp(prefix="carflavor-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _local_path(place, parameter, expected):

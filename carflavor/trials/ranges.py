@@ -4,13 +4,13 @@ import math
 from dataclasses import fields
 from typing import get_args
 
-import click
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from carflavor.data.locations import resolve_input
-from carflavor.parameters import train_types
+from carflavor.parameters import convert, train_types
 from carflavor.train import TrainConfig
+from carflavor.trials.sampling import list_combinations
 
 _EXAMPLES = {
     "settings": "{epochs: 10, crop: mixed}",
@@ -36,16 +36,37 @@ def read_settings(text, data, preset, ranges):
         `carflavor.train.TrainConfig`. The parameters in `ranges` have the first value of their range.
 
     Raises:
-        ValueError: If a parameter is unknown, also in `ranges`, or not what `train` takes.
+        ValueError: If a parameter is unknown, also in `ranges`, or not what `train` takes, or if a value that is listed
+            in `ranges` goes with no combination of the others.
     """
     given = _read_mapping(text, "settings", _NOT_FOR_SETTINGS) if text else {}
     if both := [name for name in given if name in ranges]:
         raise ValueError(f"settings: expected parameters that do not stand in ranges. Received: {', '.join(both)}")
     values = {name: _convert(value, "settings", name) for name, value in given.items()}
-    first = {name: _first_value(distribution) for name, distribution in ranges.items()}
-    config = TrainConfig(**{"data": data, "preset": preset, **values, **first})
-    config.resolved()  # refuses what the command's types do not know of
-    return config
+    listed = {name: range_ for name, range_ in ranges.items() if isinstance(range_, CategoricalDistribution)}
+    low = {name: range_.low for name, range_ in ranges.items() if name not in listed}
+    combinations = list_combinations(listed) or [{name: range_.choices[0] for name, range_ in listed.items()}]
+    configs = [TrainConfig(**{"data": data, "preset": preset, **values, **low, **tried}) for tried in combinations]
+    _check_values(combinations, [_find_error(config) for config in configs])
+    return configs[0]
+
+
+def _find_error(config):
+    """Returns what is wrong with parameters that the command's types would take each by itself, or None."""
+    try:
+        config.resolved()
+    except ValueError as error:
+        return error
+
+
+def _check_values(combinations, errors):
+    if None not in errors:
+        raise errors[0]
+    valid = [tried for tried, error in zip(combinations, errors, strict=True) if error is None]
+    for tried, error in zip(combinations, errors, strict=True):
+        for name, value in tried.items():
+            if value not in [other[name] for other in valid]:
+                raise ValueError(f"ranges: {name}={value} goes with none of the other values: {error}")
 
 
 def read_ranges(text):
@@ -114,21 +135,15 @@ def _read_range(name, values):
 
 
 def _convert(value, parameter, name):
-    """Returns a value as the command of `train` would take it from the command line."""
     if not isinstance(value, (str, int, float)) or isinstance(value, bool):
         raise ValueError(f"{parameter}: expected a number or a text for {name}. Received: {value!r}")
     try:
-        # As text, or click would cut the 2.5 of an int to 2.
-        return train_types()[name].convert(str(value), None, None)
-    except click.BadParameter as error:
-        raise ValueError(f"{parameter}: {name}: {error.message}") from None
+        return convert({name: value})[name]
+    except ValueError as error:
+        raise ValueError(f"{parameter}: {error}") from None
 
 
 def _number_type(name):
     (field_type,) = (field.type for field in fields(TrainConfig) if field.name == name)
     kinds = get_args(field_type) or (field_type,)
     return next((kind for kind in (int, float) if kind in kinds), None)
-
-
-def _first_value(distribution):
-    return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else distribution.low
