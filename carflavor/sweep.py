@@ -38,11 +38,8 @@ from carflavor.trials.runs import (
 )
 from carflavor.trials.sampling import UntriedSampler, list_combinations
 
-# A trial is pruned that is worse than the median of at least so many others after the same epoch, ...
+# A trial is pruned that is worse than the median of at least so many others after the same epoch.
 _TRIALS_BEFORE_PRUNING = 5
-# ... but not in this share of the epochs: curves cross while the learning rate warms up.
-_SHARE_BEFORE_PRUNING = 0.25
-_FAILURES_IN_A_ROW = 3
 _SPARK_MASTERS = r"local($|\[)|spark://|k8s://|yarn$"
 
 _logger = logging.getLogger(__name__)
@@ -111,7 +108,7 @@ def sweep(config, train=train):
             parent=parent,
             ranges=ranges,
             training=pickle.dumps((train, replace(settings, data=folder))),
-            pruner=_build_pruner(config, settings),
+            pruner=MedianPruner(_TRIALS_BEFORE_PRUNING) if config.prune else NopPruner(),
             earlier=earlier,
             waiting=waiting[: report.left],
         )
@@ -183,21 +180,14 @@ def _plan(config, ranges, earlier, interrupted):
     return len(combinations), [*interrupted, *(untried[index] for index in order)]
 
 
-def _build_pruner(config, settings):
-    if not config.prune:
-        return NopPruner()
-    return MedianPruner(_TRIALS_BEFORE_PRUNING, max(1, round(_SHARE_BEFORE_PRUNING * settings.resolved().epochs)))
-
-
 def _search_here(search, report, seed):
-    # Another seed after each interruption: the same would draw the first values again.
-    seed = int(np.random.SeedSequence([seed, len(search.earlier)]).generate_state(1)[0])
+    # Another seed after each interruption, of the first trial, too: the same would draw the first values again.
+    seed = int(np.random.SeedSequence([seed, len(search.earlier), len(search.waiting)]).generate_state(1)[0])
     study = optuna.create_study(direction="maximize", sampler=UntriedSampler(search.ranges, seed), pruner=search.pruner)
     study.add_trials([trial.to_optuna(search.ranges) for trial in search.earlier if trial.state != FAILED])
     for parameters in search.waiting:
         study.enqueue_trial(parameters)
     number = search.last_number
-    failures = 0
     while report.left > 0:
         number += 1
         trial = study.ask(search.ranges)
@@ -210,11 +200,8 @@ def _search_here(search, report, seed):
             study.tell(trial, state=TrialState.PRUNED)
         except TrialFailed:
             study.tell(trial, state=TrialState.FAIL)
-        ended = read_trial(search.client, search.client.get_run(run_id), search.ranges)
-        report.add(ended)
-        failures = failures + 1 if ended.state == FAILED else 0
-        if failures == _FAILURES_IN_A_ROW:
-            raise ValueError(f"{failures} trials in a row have failed, the last one so: {ended.failure}")
+        report.add(read_trial(search.client, search.client.get_run(run_id), search.ranges))
+        report.refuse_failures()
 
 
 def _say_best(report):

@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -89,14 +90,16 @@ def step_run(step, config):
     Yields:
         `StepRun`.
     """
-    # Asked now: a process whose parent has gone gets another one.
-    mlflow_run = os.getppid() if "MLFLOW_RUN_ID" in os.environ else None
+    joins_run = "MLFLOW_RUN_ID" in os.environ
+    # Asked now: a process whose parent has gone gets another one. The process of a sweep's trial joins a run, too, but
+    # one that the sweep has opened.
+    mlflow_run = os.getppid() if joins_run and multiprocessing.parent_process() is None else None
     if mlflow_run is not None and sys.platform == "linux":
         # Whoever stops a job may stop `mlflow run` alone, which tells its step nothing. The kernel does.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     with _signals_as_keyboard_interrupt() as received:
         # A run that `mlflow run` has opened keeps the name that its user gave it.
-        run = StepRun(mlflow.start_run(run_name=None if mlflow_run else step).info.run_id)
+        run = StepRun(mlflow.start_run(run_name=None if joins_run else step).info.run_id)
         try:
             mlflow.set_tag(STEP_TAG, step)
             mlflow.log_dict(dataclasses.asdict(config), "config.json")
@@ -162,16 +165,22 @@ def _signals_as_keyboard_interrupt():
         raise KeyboardInterrupt
 
     # Python allows handlers in the main thread only; in another one (a notebook server's, say) signals are its host's.
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    if numbers and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        # A terminal that is closed, or a connection that is lost; nohup has it ignored.
-        numbers += (signal.SIGHUP,)
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # SIGHUP: a terminal that is closed, or a connection that is lost.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread else ()
+    previous = {number: signal.signal(number, interrupt) for number in numbers if not _is_ignored(number)}
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _is_ignored(number):
+    # As nohup has it, and a sweep's task on Spark for its trainings. But a shell that starts a job in the background
+    # has SIGINT ignored by all that it starts, and no one has asked for it.
+    asked_for = number != signal.SIGINT or multiprocessing.parent_process() is not None
+    return asked_for and signal.getsignal(number) == signal.SIG_IGN
 
 
 if __name__ == "__main__":

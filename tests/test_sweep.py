@@ -8,12 +8,14 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from colours import PROJECT, add_tiny_network, mlflow_run, wait_for
 from mlflow.entities import Param
 from optuna.distributions import FloatDistribution
+from optuna.pruners import ThresholdPruner
 
 import carflavor
 from carflavor import sweep as sweeping
@@ -49,6 +51,10 @@ def train_and_kill_the_sweep(config, on_epoch):
         return on_epoch(epoch, metrics)
 
     return train_tiny(config, kill)
+
+
+def interrupt_only_the_training(config, on_epoch):
+    return train_tiny(config, lambda *epoch: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def die(config, on_epoch):
@@ -179,6 +185,36 @@ def test_trial_whose_process_dies_is_a_failed_one(store, data):
     assert (parent.info.status, trial.info.status) == ("FAILED", "FAILED")
 
 
+def test_trial_whose_process_is_interrupted_is_a_failed_one(store, data):
+    failure = "Its process was interrupted, and the sweep was not"
+    with pytest.raises(ValueError, match=f"All trials have failed, the last one so: {failure}"):
+        sweep(small(data, "{mixup: {low: 0, high: 1}}", trials=1), interrupt_only_the_training)
+    time.sleep(2)  # an interrupted step of `mlflow run` writes KILLED over what is there a moment later
+    _, (trial,) = sweeps_and_trials(store)
+    assert (trial.info.status, trial.data.tags["carflavor.failure"]) == ("FAILED", failure)
+
+
+def test_first_training_starts_with_interrupts_blocked(store):
+    program = """
+import multiprocessing, signal
+from carflavor.trials.process import _interrupts_blocked
+
+def tell():
+    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)
+
+if __name__ == "__main__":
+    for _ in range(2):
+        process = multiprocessing.get_context("spawn").Process(target=tell)
+        with _interrupts_blocked():
+            process.start()
+        process.join()
+"""
+    Path("starts.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    ended = subprocess.run([sys.executable, "starts.py"], env=environment, capture_output=True, text=True)
+    assert ended.stdout.split() == ["True", "True"], ended.stderr
+
+
 @pytest.fixture
 def without_processes(monkeypatch):
     """Stands in for the process of a trial: the better, the smaller the learning rate."""
@@ -189,7 +225,7 @@ def without_processes(monkeypatch):
         for epoch in range(3):
             accuracies[epoch] = (epoch + 1) / 4 - parameters["learning_rate"]
             client.log_metric(run_id, "val_accuracy", accuracies[epoch], step=epoch)
-            if epoch < 2 and on_epoch(dict(accuracies)):
+            if epoch < 2 and on_epoch(dict(accuracies), 3):
                 break
         client.set_terminated(run_id)
         return accuracies
@@ -214,6 +250,40 @@ def test_sweep_goes_on_to_more_trials_under_the_same_name(store, data, without_p
     assert [run.data.tags.get("carflavor.resumed_from") for run in sweeps] == [
         *(None, sweeps[0].info.run_id, sweeps[1].info.run_id, None)
     ]
+
+
+def test_sweep_that_was_interrupted_in_its_first_trial_draws_other_values(store, data, without_processes, monkeypatch):
+    ranges = "{learning_rate: {low: 0.001, high: 0.1, log: true}}"
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recording, "run_training", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(small(data, ranges, trials=2))
+    sweep(small(data, ranges, trials=2))
+    _, (interrupted, again, new) = sweeps_and_trials(store)
+    rates = [trial.data.params["learning_rate"] for trial in (interrupted, again, new)]
+    assert rates[1] == rates[0] != rates[2]
+
+
+@pytest.mark.parametrize(("epochs", "pruned"), [(3, "after epoch 2"), (40, "after epoch 11")])
+def test_trial_is_not_pruned_in_the_first_quarter_of_its_own_epochs(store, monkeypatch, epochs, pruned):
+    def run_training(training, parameters, run_id, tracking_uri, on_epoch):
+        accuracies = {}
+        for epoch in range(epochs - 1):
+            accuracies[epoch] = 0.1
+            if on_epoch(dict(accuracies), epochs):
+                break
+        return accuracies
+
+    monkeypatch.setattr(recording, "run_training", run_training)
+    study = optuna.create_study(pruner=ThresholdPruner(lower=0.5))
+    run_id = store.create_run("0").info.run_id
+    with pytest.raises(optuna.TrialPruned):
+        recording.attempt(study.ask(), run_id, b"", mlflow.get_tracking_uri())
+    assert store.get_run(run_id).data.tags["carflavor.pruned"] == pruned
 
 
 def test_three_failures_in_a_row_end_the_sweep(store, data, monkeypatch):
@@ -302,7 +372,8 @@ def test_interrupted_trials_are_taken_up_once(store):
     finished = open_trial(second, "FINISHED", "0.01")
     running = open_trial(second, "RUNNING", "0.02")
     pruned = open_trial(second, "KILLED", "0.03", **{"carflavor.pruned": "after epoch 2"})
-    failed = open_trial(second, "FAILED", "0.04", **{"carflavor.failure": "no space"})
+    # Its own process may have ended it last.
+    failed = open_trial(second, "KILLED", "0.04", **{"carflavor.failure": "no space"})
     open_trial(second, "RUNNING", None)  # died before it had parameters
     elsewhere = open_trial(other, "FINISHED", "0.05")
     for epoch, accuracy in enumerate((0.4, 0.7, 0.6)):

@@ -51,7 +51,7 @@ def search_on_spark(search, report, master, parallel):
         parallel: Number of trials at the same time, at most.
 
     Raises:
-        ValueError: If no Spark session can be had.
+        ValueError: If no Spark session can be had, or three trials fail one after the other.
     """
     tasks = min(parallel, report.left)
     with _spark_session(master) as spark, _study_run(search) as study_name:
@@ -69,6 +69,7 @@ def search_on_spark(search, report, master, parallel):
             try:
                 while not wait([searching], _SECONDS_BETWEEN_LOOKS).done:
                     _add_ended_trials(search, report)
+                    report.refuse_failures()
             except BaseException:
                 spark.sparkContext.setLogLevel("OFF")  # each task would complain
                 while not wait([searching], 1).done:

@@ -14,12 +14,14 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from multiprocessing import resource_tracker
 
 import mlflow
 
 from carflavor.command import set_up_logging
 
 _SECONDS_BETWEEN_SIGNALS = 1
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _SECONDS_TO_END = 600  # what an interrupted training may take to keep its best model
 
 
@@ -39,7 +41,7 @@ def run_training(training, parameters, run_id, tracking_uri, on_epoch):
         run_id: MLflow run that the training joins.
         tracking_uri: Where that run is.
         on_epoch: Function that is called after each epoch but the last one with a dict of epoch, from 0, to validation
-            accuracy, and ends the training by returning True.
+            accuracy and the number of epochs in all, and ends the training by returning True.
 
     Returns:
         Dict of epoch, from 0, to validation accuracy; with the epochs before a resumed training was killed.
@@ -72,7 +74,8 @@ def run_training(training, parameters, run_id, tracking_uri, on_epoch):
 @contextlib.contextmanager
 def _interrupts_blocked():
     # For the new process, which inherits this: a Ctrl-C while it imports TensorFlow would end in a traceback. It waits
-    # until the training is ready to end well.
+    # until the training is ready to end well. The first process of a program would start this one, and unblock all.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -88,7 +91,7 @@ def _attend(process, connection, on_epoch):
                 return content
             if said == "failed":
                 raise TrialFailed(content)
-            connection.send(on_epoch(content))
+            connection.send(on_epoch(*content))
     except (EOFError, ConnectionError):
         process.join()
         raise TrialFailed(_say_how_it_ended(process.exitcode)) from None
@@ -99,6 +102,8 @@ def _say_how_it_ended(exit_code):
         return "Its process was killed (SIGKILL), as the kernel does where memory runs out: try a smaller batch_size"
     if exit_code < 0:
         return f"Its process was ended by {signal.Signals(-exit_code).name}"
+    if exit_code == _INTERRUPTED:
+        return "Its process was interrupted, and the sweep was not"
     return f"Its process ended with exit code {exit_code}"
 
 
@@ -117,9 +122,10 @@ def _train(connection, lifeline, training, parameters, run_id, tracking_uri):
             if not accuracies:
                 accuracies.update(_read_accuracies(run_id, before=epoch))
             accuracies[epoch] = float(metrics["val_accuracy"])
-            if epoch + 1 == config.resolved().epochs:
+            epochs = config.resolved().epochs
+            if epoch + 1 == epochs:
                 return False  # there is nothing left to save by ending it
-            connection.send(("epoch", accuracies))
+            connection.send(("epoch", (accuracies, epochs)))
             return connection.recv()
 
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -127,7 +133,7 @@ def _train(connection, lifeline, training, parameters, run_id, tracking_uri):
         # A training that was killed after its last epoch has only its model to log.
         connection.send(("done", accuracies or _read_accuracies(run_id)))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         connection.send(("failed", str(error) or type(error).__name__))
 

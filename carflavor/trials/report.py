@@ -15,6 +15,7 @@ from carflavor.trials.runs import BEST_METRIC, FAILED, FINISHED, PRUNED
 
 # With fewer trials a parameter's share is mostly chance.
 _TRIALS_FOR_SHARES = 10
+_FAILURES_IN_A_ROW = 3
 _EXPLANATION = (
     "Above: the blue curve is the best trial. Below: its best validation accuracy by the value of each parameter. "
     "A best value at the edge of its range asks for a wider range. In brackets: the parameter's share in telling the "
@@ -75,6 +76,12 @@ class SweepReport:
             said.append(f"{self.left} of {self._total} to go in about {_say_duration(seconds)}")
         _logger.info("%s", ", ".join(said))
         self.write()
+
+    def refuse_failures(self):
+        """Raises a ValueError if three trials have failed one after the other: then it is not the values."""
+        last = self.trials[-_FAILURES_IN_A_ROW:]
+        if self._made >= _FAILURES_IN_A_ROW and all(trial.state == FAILED for trial in last):
+            raise ValueError(f"{len(last)} trials in a row have failed, the last one so: {last[-1].failure}")
 
     def _log_best(self):
         # A point each time that there is a better one: a chart that shows how long the search has paid.
@@ -164,6 +171,7 @@ def _say_result(trial):
 
 
 def say_value(value):
+    """Says the value of a parameter: numbers with four digits, of any type that Optuna gives."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

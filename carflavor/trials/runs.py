@@ -36,6 +36,8 @@ FINISHED, PRUNED, FAILED, INTERRUPTED = "finished", "pruned", "failed", "interru
 _ORIGIN_TAGS = (MLFLOW_USER, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_GIT_COMMIT)
 _MAX_TRIALS = 50_000  # MLflow gives no more at once
 _MAX_FAILURE = 500
+# A trial is not pruned in this share of its own epochs: curves cross while the learning rate warms up.
+_SHARE_BEFORE_PRUNING = 0.25
 _STATES = {"FINISHED": FINISHED, "FAILED": FAILED}
 _OPTUNA_STATES = {FINISHED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED}
 
@@ -89,7 +91,7 @@ class Search:
         training: See `carflavor.trials.process.run_training`.
         pruner: Optuna pruner.
         earlier: List of `Trial` that earlier sweeps have done.
-        waiting: List of dicts of parameters whose training was interrupted: they are tried first.
+        waiting: List of dicts of parameters to try first: those whose training was interrupted, or all that there are.
     """
 
     client: mlflow.MlflowClient
@@ -120,8 +122,11 @@ def find_trial_runs(client, parent, ranges=()):
 def read_trial(client, run, ranges):
     """Reads a trial from its run; one that has not ended counts as interrupted."""
     tags = run.data.tags
-    # By the tag: the status is KILLED as that of an interrupted one, and FINISHED for a moment before.
-    state = PRUNED if PRUNED_TAG in tags else _STATES.get(run.info.status, INTERRUPTED)
+    # By the tags: the status of a pruned one is KILLED as that of an interrupted one, and FINISHED for a moment before.
+    if PRUNED_TAG in tags:
+        state = PRUNED
+    else:
+        state = FAILED if FAILURE_TAG in tags else _STATES.get(run.info.status, INTERRUPTED)
     ended = run.info.end_time or time.time() * 1000
     return Trial(
         number=int(tags.get(TRIAL_TAG, 0)),
@@ -178,12 +183,12 @@ def attempt(trial, run_id, training, tracking_uri):
     known = {}
     pruned = False
 
-    def on_epoch(accuracies):
+    def on_epoch(accuracies, epochs):
         nonlocal pruned
         for epoch in accuracies.keys() - known.keys():
             trial.report(accuracies[epoch], epoch)
         known.update(accuracies)
-        pruned = trial.should_prune()
+        pruned = max(accuracies) >= max(1, round(_SHARE_BEFORE_PRUNING * epochs)) and trial.should_prune()
         if pruned:
             client.set_tag(run_id, PRUNED_TAG, f"after epoch {max(accuracies) + 1}")
         return pruned
