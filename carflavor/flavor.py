@@ -114,7 +114,7 @@ def save_model(
     from carflavor import layers
 
     class_names = [str(name) for name in class_names]
-    _check_network(network, class_names)
+    _check(network, class_names)
     path = Path(path)
     mlflow_model = mlflow_model or Model()
     if conda_env is None and pip_requirements is None and extra_pip_requirements is None:
@@ -159,7 +159,7 @@ def save_model(
     _add_flavors(mlflow_model, path)
 
 
-def _check_network(network, class_names):
+def _check(network, class_names):
     shape = network.input_shape
     if len(shape) != 4 or shape[1] != shape[2] or shape[1] is None or shape[3] != 3:
         raise ValueError(f"Expected a network of square RGB photos (batch, S, S, 3). Received: input_shape={shape}")
@@ -168,6 +168,8 @@ def _check_network(network, class_names):
             f"Expected a network with a probability for each of {len(class_names)} classes. "
             f"Received: output_shape={network.output_shape}"
         )
+    if twice := [name for name in class_names if class_names.count(name) > 1]:
+        raise ValueError(f"Expected different class names. Received: {twice[0]!r} more than once")
 
 
 def _input_example():

@@ -202,6 +202,8 @@ def _check_frame(frame):
         raise ValueError(f"expected a DataFrame with the column image, got {type(frame).__name__}")
     if "image" not in frame.columns:
         raise ValueError(f"expected a column image, got {', '.join(map(str, frame.columns)) or 'none'}")
+    if twice := [name for name in ("image", *BOX_COLUMNS) if list(frame.columns).count(name) > 1]:
+        raise ValueError(f"expected each column once, got {twice[0]} more than once")
     boxes_given = [name for name in BOX_COLUMNS if name in frame.columns]
     if boxes_given and boxes_given != BOX_COLUMNS:
         raise ValueError(f"expected all of x1, y1, x2, y2 or none, got {', '.join(boxes_given)}")

@@ -325,6 +325,11 @@ def test_save_model_refuses_other_networks(tmp_path, shape, classes, message):
     assert not (tmp_path / "model").exists()
 
 
+def test_save_model_refuses_two_classes_of_one_name(tmp_path, tiny_network):
+    with pytest.raises(ValueError, match="Expected different class names. Received: 'Audi A4' more than once"):
+        carflavor.save_model(tiny_network, tmp_path / "model", class_names=["Audi A4", "BMW M3", "Audi A4"])
+
+
 def test_save_model_writes_over_nothing(tmp_path, tiny_network):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")

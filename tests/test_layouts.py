@@ -73,6 +73,13 @@ def test_one_photo_and_one_class(tmp_path):
     assert dataset.test is None
 
 
+def test_two_classes_of_one_name_are_refused(tmp_path):
+    # After the spaces around them are gone.
+    write_devkit(tmp_path / "cars", ["Audi A4", "BMW M3", "Audi A4 "], TRAIN)
+    with pytest.raises(ValueError, match="cars_meta.mat: expected different class names, got 'Audi A4' more than once"):
+        read_dataset(tmp_path / "cars")
+
+
 def test_test_photos_without_class_are_no_test_split(source):
     (source / "devkit" / "cars_test_annos_withlabels.mat").unlink()
     rows = [(*row[:4], row[5]) for row in TEST]

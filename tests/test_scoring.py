@@ -219,6 +219,11 @@ def test_pyfunc_refuses_other_frames(pyfunc, columns, message):
         pyfunc.predict(pd.DataFrame(columns))
 
 
+def test_pyfunc_refuses_two_columns_of_one_name(pyfunc):
+    with pytest.raises(MlflowException, match="expected each column once, got image more than once"):
+        pyfunc.predict(pd.DataFrame([["x", "y"]], columns=["image", "image"]))
+
+
 @pytest.mark.parametrize(
     ("box", "message"),
     [
