@@ -233,6 +233,18 @@ def without_processes(monkeypatch):
     monkeypatch.setattr(recording, "run_training", run_training)
 
 
+def sweep_and_interrupt(config, monkeypatch):
+    """Runs a sweep to the training of its next trial, and interrupts it there."""
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recording, "run_training", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(config)
+
+
 def test_sweep_goes_on_to_more_trials_under_the_same_name(store, data, without_processes, capsys):
     ranges = "{learning_rate: {low: 0.001, high: 0.1, log: true}}"
     first = sweep(small(data, ranges, trials=2))
@@ -254,14 +266,7 @@ def test_sweep_goes_on_to_more_trials_under_the_same_name(store, data, without_p
 
 def test_sweep_that_was_interrupted_in_its_first_trial_draws_other_values(store, data, without_processes, monkeypatch):
     ranges = "{learning_rate: {low: 0.001, high: 0.1, log: true}}"
-
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(recording, "run_training", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            sweep(small(data, ranges, trials=2))
+    sweep_and_interrupt(small(data, ranges, trials=2), monkeypatch)
     sweep(small(data, ranges, trials=2))
     _, (interrupted, again, new) = sweeps_and_trials(store)
     rates = [trial.data.params["learning_rate"] for trial in (interrupted, again, new)]
@@ -309,14 +314,7 @@ def test_sweep_goes_on_in_parallel_on_spark(store, data, without_processes, monk
     """One trial is done and one interrupted on this machine; a local cluster takes that one up, and tries another."""
     ranges = "{learning_rate: {low: 0.001, high: 0.1, log: true}, mixup: [0, 0.1]}"
     sweep(small(data, ranges, trials=1))
-
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(recording, "run_training", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            sweep(small(data, ranges, trials=3))
+    sweep_and_interrupt(small(data, ranges, trials=3), monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))
     best = sweep(small(data, ranges, trials=3, master="local[2]"), train_tiny)
 
