@@ -76,7 +76,7 @@ def _read_devkit(source):
     # np.atleast_1d throughout: scipy squeezes a list of one to a scalar.
     names = np.atleast_1d(_load_variable(devkit / "cars_meta.mat", "class_names"))
     class_names = [str(name).strip() for name in names]
-    if twice := [name for name in dict.fromkeys(class_names) if class_names.count(name) > 1]:
+    if twice := [name for name in class_names if class_names.count(name) > 1]:
         raise ValueError(f"{devkit / 'cars_meta.mat'}: expected different class names, got {twice[0]!r} more than once")
     train = _read_annotations(devkit / "cars_train_annos.mat", source, "cars_train", len(class_names))
     labelled_test = devkit / "cars_test_annos_withlabels.mat"

@@ -62,10 +62,11 @@ def _find_error(config):
 def _check_values(combinations, errors):
     if None not in errors:
         raise errors[0]
-    valid = [tried for tried, error in zip(combinations, errors, strict=True) if error is None]
-    for tried, error in zip(combinations, errors, strict=True):
+    outcomes = list(zip(combinations, errors, strict=True))
+    possible = {pair for tried, error in outcomes if error is None for pair in tried.items()}
+    for tried, error in outcomes:
         for name, value in tried.items():
-            if value not in [other[name] for other in valid]:
+            if (name, value) not in possible:
                 raise ValueError(f"ranges: {name}={value} goes with none of the other values: {error}")
 
 
