@@ -42,7 +42,9 @@ class CarModel:
         self.uri = uri
         self.model_id = model_id
         self.classifier = carflavor.load_model(path)
-        self._training = json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("training", {})
+        training = json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("training", {})
+        self._trained_on_validation = training.get("validation") == "train"
+        self._data = training.get("data") or {}  # settings of its record files, where it is known
 
     def check(self, records):
         """Raises a ValueError unless the classes are the model's, and warns of photos prepared in another way."""
@@ -64,24 +66,25 @@ class CarModel:
 
     def knows(self, validation):
         """Says in what way it has learned from the photos of a validation file, or nothing if it has not."""
-        data = self._training.get("data") or {}
-        if data and not _same(data, validation.settings, ["source_digest"]):
+        if self._differs(validation, "source_digest"):
             return ""
-        if data and not _same(data, validation.settings, _SPLIT_SETTINGS):
+        if self._differs(validation, *_SPLIT_SETTINGS):
             return "the validation photos are of another split than the model's training, which had most of them"
-        if self._training.get("validation") == "train":
+        if self._trained_on_validation:
             return "the model has learned from the validation photos, and is too sure of them"
         return ""
 
     def caution(self, records):
         """Says what a reader should know of its training and the photos of a record file, or nothing."""
-        data = self._training.get("data") or {}
-        if not data or _same(data, records.settings, ["source_digest"]):
+        if not self._differs(records, "source_digest"):
             return ""
         return (
-            f"The model was trained on other data ({data.get('source')}): whether any of the photos here were part of "
-            "that is not known."
+            f"The model was trained on other data ({self._data.get('source')}): whether any of the photos here were "
+            "part of that is not known."
         )
+
+    def _differs(self, records, *names):
+        return bool(self._data) and any(self._data.get(name) != records.settings.get(name) for name in names)
 
     def predict(self, records, crop):
         """Returns `Predictions` for all photos of a record file."""
@@ -165,10 +168,6 @@ class MeasuredRun:
         text = mlflow.artifacts.load_text(f"{self.uri}/{predictions_file(crop)}")
         # As text: a class may be called None, NA or 911.
         return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-
-
-def _same(settings, others, names):
-    return all(settings.get(name) == others.get(name) for name in names)
 
 
 def predictions_file(crop):
