@@ -22,7 +22,15 @@ from carflavor.callbacks import AskWhetherToStop, EpochMetrics, KeepEpoch, Progr
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.locations import resolve_input
 from carflavor.data.records import CROPS
-from carflavor.learner import Learner, compile_model, copy_to_train, fit_head, freeze_statistics, predict
+from carflavor.learner import (
+    Learner,
+    average_statistics,
+    compile_model,
+    copy_to_train,
+    fit_head,
+    freeze_statistics,
+    predict,
+)
 from carflavor.networks import NETWORKS
 from carflavor.parameters import convert
 from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
@@ -305,6 +313,7 @@ def _build_learner(network, config, class_weights, steps_per_epoch):
     learning = copy_to_train(network, config.precision, config.train_size)
     if config.statistics == "frozen":
         freeze_statistics(learning)
+    average_statistics(learning, config.ema)
     learner = Learner(learning, build_augmentation(config), class_weights)
     compile_model(learner, config, learning.layers[-1], steps_per_epoch)
     learner.optimizer.build(learner.trainable_variables)
