@@ -4,7 +4,15 @@ import pytest
 import tensorflow as tf
 
 from carflavor.augmentation import Augmentation
-from carflavor.learner import Learner, build_optimizer, copy_to_train, fit_head, freeze_statistics, take_averages
+from carflavor.learner import (
+    Learner,
+    average_statistics,
+    build_optimizer,
+    copy_to_train,
+    fit_head,
+    freeze_statistics,
+    take_averages,
+)
 from carflavor.networks.resnet import _basic_block, build_resnet
 from carflavor.train import TrainConfig
 
@@ -123,6 +131,15 @@ def test_frozen_statistics_stay_and_scales_learn(network, photos):
     changed = {variable.path for variable in network.variables if (variable.numpy() != before[variable.path]).any()}
     assert not [path for path in changed if path.startswith("bn")]
     assert {"scale_conv1/gamma", "scale_conv1/beta", "conv1/kernel", "fc/kernel"} <= changed
+
+
+@pytest.mark.parametrize(("momentum", "share"), [(0.0, 0.1), (0.5, 0.1), (0.99, 0.01)])
+def test_statistics_are_averaged_over_as_many_steps_as_weights(network, photos, momentum, share):
+    average_statistics(network, momentum)
+    network(photos, training=True)
+    of_batch = keras.Model(network.input, network.get_layer("conv1").output)(photos).numpy().mean(axis=(0, 1, 2))
+    # It began at 0.
+    np.testing.assert_allclose(network.get_layer("bn_conv1").moving_mean, share * of_batch, rtol=1e-3, atol=1e-6)
 
 
 @pytest.fixture
