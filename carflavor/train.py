@@ -72,7 +72,8 @@ class TrainConfig:
         randaugment: Magnitude of two random operations of RandAugment on each batch, from 0 to 1.
         mixup: Alpha of mixup, 0 for none.
         cutmix: Alpha of CutMix, up to 1, 0 for none.
-        ema: Momentum of the exponential moving average of the weights that is validated and kept, 0 for none.
+        ema: Momentum of the exponential moving average of the weights that is validated and kept, and of the statistics
+            of BatchNormalizations, where it is above their own; 0 for none.
         class_weights: `none`, or `balanced`: a photo counts the more the fewer there are of its class.
         precision: `float32` or `mixed_bfloat16`. The model that is kept computes in float32.
         validation: `hold_out` validates on the validation split and keeps the best epoch; `train` learns from it, too,
