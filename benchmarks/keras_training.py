@@ -132,8 +132,8 @@ def prepare_epochs(model, config, records, in_memory):
         targets = keras.utils.to_categorical(file.labels, len(file.class_names))
         data = {"x": file.images("box")[()], "y": targets, "batch_size": config.batch_size}
     else:
-        # As `carflavor.train` fits: the batches come in an order of their own.
-        data = {"x": PhotoBatches([file], ("box",), config.batch_size, config.seed), "shuffle": False}
+        batches = PhotoBatches([file], ("box",), config.batch_size, config.seed)
+        data = {"x": batches.dataset(), "steps_per_epoch": len(batches), "shuffle": False}
 
     def fit():
         rates = Rates(config.batch_size)

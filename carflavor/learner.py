@@ -114,7 +114,31 @@ class TwoRates:
         super().update_step(gradient, variable, learning_rate * rate)
 
 
-class TwoRateAdamW(TwoRates, keras.optimizers.AdamW):
+class FusedAdamW(keras.optimizers.AdamW):
+    """AdamW that updates a variable in one of TensorFlow's kernels.
+
+    Keras does so in a dozen operations, each of which goes through all weights in memory: with it a step of ResNet-152
+    in bfloat16, of 8 photos of 224 px, took 1.19 s, and with the kernel 1.12 s.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.pow(self.beta_1, step),
+            beta2_power=tf.pow(self.beta_2, step),
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
+
+
+class TwoRateAdamW(TwoRates, FusedAdamW):
     """AdamW with `TwoRates`."""
 
 

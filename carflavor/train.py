@@ -188,15 +188,16 @@ def train(config, on_epoch=None):
         validation_batches = (
             SquashedBatches([validation], crops, config.batch_size, config.input_size) if hold_out else None
         )
-        batches = PhotoBatches(learned_from, crops, config.batch_size, config.seed, kept.epochs)
+        batches = PhotoBatches(learned_from, crops, config.batch_size, config.seed)
         learning, learner = _build_learner(network, config, class_weights, len(batches))
         if kept.progress:
             kept.restore(learner.state)
             _take_over_run(kept.progress, run.run_id)
         learner.fit(
-            batches,
+            batches.dataset(kept.epochs),
             initial_epoch=kept.epochs,
             epochs=config.epochs,
+            steps_per_epoch=len(batches),
             # In this order: each adds to the metrics of the epoch what the next ones use.
             callbacks=[
                 Validation(network, learning, validation_batches),
@@ -205,7 +206,7 @@ def train(config, on_epoch=None):
                 EpochMetrics(network),
                 AskWhetherToStop(on_epoch),
             ],
-            # The batches come in an order of their own, which a training that goes on can repeat.
+            # The batches come in an order of their own. Of a dataset that Keras cannot shuffle it warns.
             shuffle=False,
             verbose=0,
         )

@@ -26,7 +26,7 @@ def records(tmp_path):
 def test_training_batches_are_the_stored_bytes(records):
     batches = PhotoBatches([records], ("box",), batch_size=20, seed=0)
     assert len(batches) == 2 and batches.photos == 40  # 48 photos: eight wait for a later epoch
-    photos, targets = batches[0]
+    photos, targets = batches.read(0)
     assert (photos.dtype, photos.shape, targets.shape) == (np.uint8, (20, 40, 40, 3), (20, 3))
     stored = records.images("box")[:]
     for photo, target in zip(photos, targets, strict=True):
@@ -36,23 +36,22 @@ def test_training_batches_are_the_stored_bytes(records):
 
 def test_order_follows_from_seed_and_epoch_alone(records):
     batches = PhotoBatches([records], ("box", "full"), batch_size=48, seed=0)
-    first = batches[0][0]
-    batches.on_epoch_end()
-    second = batches[0][0]
+    first, second = batches.read(0)[0], batches.read(1)[0]  # a batch is an epoch
     assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(PhotoBatches([records], ("box", "full"), 48, seed=0, epoch=1)[0][0], second)
-    assert not np.array_equal(PhotoBatches([records], ("box", "full"), 48, seed=1)[0][0], first)
+    np.testing.assert_array_equal(PhotoBatches([records], ("box", "full"), 48, seed=0).read(1)[0], second)
+    np.testing.assert_array_equal(batches.read(0)[0], first)
+    assert not np.array_equal(PhotoBatches([records], ("box", "full"), 48, seed=1).read(0)[0], first)
 
 
 def test_mixed_batches_draw_both_crops(records):
-    photos, _ = PhotoBatches([records], ("box", "full"), batch_size=48, seed=0)[0]
+    photos, _ = PhotoBatches([records], ("box", "full"), batch_size=48, seed=0).read(0)
     assert 0.2 < (photos.max(axis=(1, 2, 3)) < 128).mean() < 0.8
 
 
 def test_several_files_make_one_order(records, tmp_path):
     write_file(tmp_path / "validation.h5", [2] * 7)
     with RecordFile(tmp_path / "validation.h5") as validation:
-        photos, targets = PhotoBatches([records, validation], ("box",), batch_size=55, seed=0)[0]
+        photos, targets = PhotoBatches([records, validation], ("box",), batch_size=55, seed=0).read(0)
         assert targets.sum(axis=0).tolist() == [16, 16, 23]
         stored = np.concatenate([records.images("box")[:], validation.images("box")[:]])
         assert sorted(photo.tobytes() for photo in photos) == sorted(photo.tobytes() for photo in stored)
@@ -63,7 +62,7 @@ def test_few_photos_still_make_a_batch(tmp_path):
     with RecordFile(tmp_path / "train.h5") as records:
         batches = PhotoBatches([records], ("box",), batch_size=32, seed=0)
         assert (len(batches), batches.photos) == (1, 3)
-        assert batches[0][0].shape == (3, 40, 40, 3)
+        assert batches.read(0)[0].shape == (3, 40, 40, 3)
 
 
 def test_squashed_batches_are_every_crop_of_every_photo_in_order(records):
@@ -85,21 +84,26 @@ class Watching(keras.Model):
 
 
 def test_fit_is_given_the_batches_of_each_epoch_in_order(records):
+    batches = PhotoBatches([records], ("box",), batch_size=4, seed=0)
     watching = Watching()
     watching.seen = []
     watching.compile(run_eagerly=True)
-    watching.fit(PhotoBatches([records], ("box",), batch_size=4, seed=0), epochs=3, shuffle=False, verbose=0)
-    expected = []
-    batches = PhotoBatches([records], ("box",), batch_size=4, seed=0)
-    for _ in range(3):
-        batches.on_epoch_end()  # `fit` calls it before its first epoch, too
-        expected += [int(np.sum(batches[index][0], dtype=np.int64)) for index in range(len(batches))]
+    epochs = {"initial_epoch": 1, "epochs": 4, "steps_per_epoch": len(batches)}
+    watching.fit(batches.dataset(1), **epochs, shuffle=False, verbose=0)
+    expected = [int(np.sum(batches.read(step)[0], dtype=np.int64)) for step in range(12, 48)]
     assert watching.seen == expected and len(set(expected)) == 36
+
+
+def test_dataset_has_the_batches_as_they_are_read(records):
+    batches = PhotoBatches([records], ("box",), batch_size=20, seed=0)
+    for step, (photos, targets) in enumerate(batches.dataset().take(3)):
+        np.testing.assert_array_equal(photos, batches.read(step)[0])
+        np.testing.assert_array_equal(targets, batches.read(step)[1])
+        assert (photos.dtype, targets.dtype) == ("uint8", "float32")
 
 
 def test_tf_data_does_not_tune_itself(records):
     """The thread that does so held up every third or fourth epoch for most of a minute, with nothing computed."""
-    batches = PhotoBatches([records], ("box",), batch_size=4, seed=0)
     squashed = SquashedBatches([records], ("box",), batch_size=4, input_size=32)
-    options = [PyDatasetAdapter(each).get_tf_dataset().options() for each in (batches, squashed)]
-    assert [each.autotune.enabled for each in options] == [False, False]
+    datasets = [PhotoBatches([records], ("box",), 4, seed=0).dataset(), PyDatasetAdapter(squashed).get_tf_dataset()]
+    assert [dataset.options().autotune.enabled for dataset in datasets] == [False, False]

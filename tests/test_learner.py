@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from carflavor.augmentation import Augmentation
 from carflavor.learner import (
+    FusedAdamW,
     Learner,
     average_statistics,
     build_optimizer,
@@ -60,6 +61,21 @@ def test_backbone_learns_at_its_share_of_the_rate(network, optimizer, share):
         np.testing.assert_allclose(step, head_step * share, rtol=1e-3, atol=1e-7)
     for step in steps[-2:]:
         np.testing.assert_allclose(step, head_step, rtol=1e-3)
+
+
+def test_fused_adamw_updates_as_keras_does():
+    random = np.random.default_rng(0)
+    begin, gradients = random.normal(size=(40, 30)), random.normal(size=(5, 40, 30))
+    ended = []
+    for optimizer in (keras.optimizers.AdamW, FusedAdamW):
+        variable = keras.Variable(begin, dtype="float32")
+        rates = keras.optimizers.schedules.CosineDecay(0.1, 10)
+        optimizer = optimizer(rates, weight_decay=0.05, use_ema=True)
+        for gradient in gradients:
+            optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
+        ended.append([variable.numpy(), *(value.numpy() for value in optimizer.variables if value.shape == (40, 30))])
+    assert len(ended[0]) == 4 and np.abs(ended[0][0] - begin).max() > 0.1  # weights, both moments, average
+    np.testing.assert_allclose(ended[1], ended[0], atol=1e-5)
 
 
 def test_weight_decay_is_of_kernels_alone(network):

@@ -1,17 +1,21 @@
 """Batches of stored squares, from record files to the network."""
 
+from functools import lru_cache
+
 import keras
 import numpy as np
+import tensorflow as tf
 
 from carflavor.image import squash
 
 # Threads that read ahead. With a single one Keras leaves reading ahead to tf.data and its tuning, whose thread is slow
 # to end (TensorFlow 2.21): after every third or fourth epoch of 80 s nothing went on for 45 to 55 s.
 _WORKERS = 2
+_BATCHES_AHEAD = 4
 
 
-class PhotoBatches(keras.utils.PyDataset):
-    """Training batches: uint8 squares as they are stored, in a new order every epoch.
+class PhotoBatches:
+    """Training batches: squares as they are stored, in a new order every epoch.
 
     Args:
         files: List of `RecordFile` of the same classes.
@@ -19,42 +23,60 @@ class PhotoBatches(keras.utils.PyDataset):
         batch_size: Photos a batch. What is left over by an epoch's last whole batch waits for a later epoch: a smaller
             batch would be a second shape, and TensorFlow compiles the training step anew for each shape.
         seed: Seed of order and choice. An epoch's order follows from the seed and the epoch's number alone.
-        epoch: Number of the first epoch, for a training that goes on.
     """
 
-    def __init__(self, files, crops, batch_size, seed, epoch=0):
-        super().__init__(workers=_WORKERS)
+    def __init__(self, files, crops, batch_size, seed):
         self._images = [[file.images(crop) for crop in crops] for file in files]
         self._places = [(file, row) for file, records in enumerate(files) for row in range(len(records))]
         labels = np.concatenate([records.labels for records in files])
-        self._targets = keras.utils.to_categorical(labels, len(files[0].class_names))
+        self._targets = keras.utils.to_categorical(labels, len(files[0].class_names)).astype(np.float32)
         self._crops = len(crops)
-        self._batch_size = batch_size
+        self._batch_size = min(batch_size, len(self._places))
         self._seed = seed
-        self._epoch = epoch
-        self._shuffle()
+        self._draw = lru_cache(2)(self._draw_anew)
 
-    def _shuffle(self):
-        random = np.random.default_rng([self._seed, self._epoch])
-        self._order = random.permutation(len(self._places))
-        self._choice = random.integers(self._crops, size=len(self._places))
-
-    def on_epoch_end(self):
-        self._epoch += 1
-        self._shuffle()
+    def _draw_anew(self, epoch):
+        random = np.random.default_rng([self._seed, epoch])
+        return random.permutation(len(self._places)), random.integers(self._crops, size=len(self._places))
 
     @property
     def photos(self):
         """Number of photos an epoch."""
-        return min(len(self) * self._batch_size, len(self._places))
+        return len(self) * self._batch_size
 
     def __len__(self):
-        return max(len(self._places) // self._batch_size, 1)
+        """Returns the number of batches an epoch."""
+        return len(self._places) // self._batch_size
 
-    def __getitem__(self, index):
-        rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        photos = [self._images[file][self._choice[row]][place] for row in rows for file, place in [self._places[row]]]
+    def read(self, step):
+        """Reads a batch; steps count from the first of the first epoch.
+
+        Returns:
+            uint8 RGB `(batch, S, S, 3)` and float32 `(batch, C)`, one-hot.
+        """
+        epoch, index = divmod(int(step), len(self))
+        order, choice = self._draw(epoch)
+        rows = order[index * self._batch_size : (index + 1) * self._batch_size]
+        photos = [self._images[file][choice[row]][place] for row in rows for file, place in [self._places[row]]]
         return np.stack(photos), self._targets[rows]
+
+    def dataset(self, first_epoch=0):
+        """Returns an endless `tf.data.Dataset` of the batches from an epoch on, read ahead by a thread.
+
+        It reads ahead into the next epoch, too. Not a `keras.utils.PyDataset`, which reaches TensorFlow through a
+        Python generator: while a training takes its batches from one, the kernel is asked for 190 MB of memory anew in
+        every step (TensorFlow 2.21), and each epoch ends with a tenth of a second of waiting.
+        """
+        shapes = ((self._batch_size, *self._images[0][0].shape[1:]), (self._batch_size, self._targets.shape[1]))
+
+        def read(step):
+            batch = tf.numpy_function(self.read, [step], (tf.uint8, tf.float32))
+            return tuple(tf.ensure_shape(part, shape) for part, shape in zip(batch, shapes, strict=True))
+
+        dataset = tf.data.Dataset.counter(first_epoch * len(self)).map(read).prefetch(_BATCHES_AHEAD)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # see _WORKERS
+        return dataset.with_options(options)
 
 
 class SquashedBatches(keras.utils.PyDataset):
