@@ -2,10 +2,12 @@
 
 import os
 
-# Larger than any camera's photo, and 600 MB once decoded: OpenCV's own limit of 2^30 pixels lets a file of a few bytes
-# take 3 GB. OpenCV reads the variable while it is imported, so it is set before anything of ours imports it; whoever
-# imported OpenCV before carflavor keeps that limit.
+# The most pixels that image.decode() takes: larger than any camera's photo, and 600 MB once decoded. OpenCV, whose own
+# limit would be 2^30, reads the variable while it is imported, so it is set before anything of ours imports it; where
+# OpenCV was imported before carflavor, decode() alone holds the limit.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "200000000")
+# A refused photo is an error that says so; OpenCV would have strangers write to the standard error of a server as well.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 from carflavor.flavor import (  # noqa: E402
     _load_pyfunc,
