@@ -83,7 +83,7 @@ def evaluate(config):
         for crop in test.crops:
             predictions = model.predict(test, crop)
             findings = _find(materials, crop, predictions, config.answered_accuracy)
-            heats = [] if materials.no_heat else _explain(model.classifier, test, crop, predictions, findings)
+            heats = [] if materials.no_heat else _explain(model.network, test, crop, predictions, findings)
             figures = reporting.draw_figures(findings, test, predictions, heats)
             sections += reporting.build_sections(findings, figures)
             all_findings[crop] = findings
@@ -159,7 +159,7 @@ def _gather(stack, model, other, test):
         no_heat = "it needs a network that carflavor wrote"
     else:
         try:
-            find_feature_map(model.classifier.network)
+            find_feature_map(model.network)
         except ValueError as error:
             no_heat = str(error)
     return Materials(
@@ -236,14 +236,14 @@ def _choose_threshold(on_validation, validation_labels, answered_accuracy, predi
     )
 
 
-def _explain(classifier, test, crop, predictions, findings):
+def _explain(network, test, crop, predictions, findings):
     """Returns `Heat` of the hardest photos, and of some from all over the file that are right."""
     wrong = findings.hardest[: _HEATS // 2]
     right = np.flatnonzero(predictions.predicted == test.labels)
     right = right[np.linspace(0, len(right) - 1, min(_HEATS - len(wrong), len(right))).astype(int)]
     rows = [*wrong, *right.tolist()]
-    squares = np.stack([squash(test.images(crop)[row], classifier.engine.input_size) for row in rows])
-    maps = grad_cam(classifier.network, squares, predictions.predicted[rows])
+    squares = np.stack([squash(test.images(crop)[row], network.input_shape[1]) for row in rows])
+    maps = grad_cam(network, squares, predictions.predicted[rows])
     return [Heat(row, heat) for row, heat in zip(rows, maps, strict=True)]
 
 

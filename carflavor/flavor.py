@@ -3,12 +3,13 @@
     MLmodel            flavors python_function (loader_module carflavor), carflavor, tensorflow, keras
     data/              as mlflow.tensorflow writes it: model.keras, custom_objects.cloudpickle, ...
     classes.json       class names in id order
-    manifest.json      SHA-256 of every file that loading reads, crop margin and sizes, how it was trained
+    engine/            OpenVINO's form of the network, where it was packed with one
+    manifest.json      SHA-256 of every file that loading reads, crop margin and sizes, how it was trained, the engine
     code/carflavor     this package
     requirements.txt   conda.yaml   python_env.yaml   input_example.json
 
-keras and TensorFlow are imported inside the functions that need them: `import carflavor` stays light, and a model can
-one day be served without them.
+keras and TensorFlow are imported inside the functions that need them: `import carflavor` stays light, and OpenVINO
+serves a model without them.
 """
 
 import base64
@@ -17,6 +18,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -32,16 +34,20 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array, Object, Property
 
-from carflavor.data import sample
+from carflavor import engines
+from carflavor.data.example import example_photo
+from carflavor.limits import Limits, read_limits, read_number, read_switch
 from carflavor.scoring import BOX_COLUMNS, CarClassifier, PyfuncModel
 from carflavor.version import __version__
 
 FLAVOR_NAME = "carflavor"
-FORMAT_VERSION = 1
-_DATA, _CLASSES, _MANIFEST, _CODE = "data", "classes.json", "manifest.json", "code"
+FORMAT_VERSION = 2  # 1 knew no engine but Keras
+_DATA, _ENGINE, _CLASSES, _MANIFEST, _CODE = "data", "engine", "classes.json", "manifest.json", "code"
 _PACKAGE = Path(__file__).parent
-# What this module and those it imports, directly or not, cannot be imported without; and TensorFlow.
-_REQUIRED = ("mlflow", "keras", "numpy", "pandas", "cloudpickle", "opencv-python-headless", "scipy", "wrapt")
+# What this module and those it imports, directly or not, cannot be imported without.
+_REQUIRED = ("mlflow", "numpy", "pandas", "cloudpickle", "opencv-python-headless", "pillow", "wrapt")
+# What carflavor.server needs besides: it is packed, too.
+_SERVER = ("prometheus-client", "httptools")
 
 _logger = logging.getLogger(__name__)
 
@@ -53,24 +59,28 @@ def _register_layers(keras):
     importlib.import_module("carflavor.layers")
 
 
-def get_default_pip_requirements():
+def get_default_pip_requirements(engine="keras"):
     """Returns what a model directory needs to be loaded and served: pip requirements at the installed versions.
 
     TensorFlow is required under the name it is installed by. People who serve on CPUs alone save some hundred
     megabytes with `pip_requirements=[... "tensorflow-cpu==..." ...]`; asking for it by default would have MLflow warn
     of a missing package at every load in the environment that trained the model.
+
+    Args:
+        engine: Engine of the model, one of `carflavor.engines.ENGINES`. OpenVINO needs neither TensorFlow nor Keras.
     """
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
     tensorflow = "tensorflow" if "tensorflow" in installed else "tensorflow-cpu"
-    return [f"{name}=={importlib.metadata.version(name)}" for name in (tensorflow, *_REQUIRED)]
+    names = ("openvino",) if engine == "openvino" else (tensorflow, "keras")
+    return [f"{name}=={importlib.metadata.version(name)}" for name in (*names, *_REQUIRED, *_SERVER)]
 
 
-def get_default_conda_env():
+def get_default_conda_env(engine="keras"):
     """Returns a conda environment, as the dict of its YAML file, with `get_default_pip_requirements`."""
     return {
         "name": "carflavor-model",
         "channels": ["conda-forge"],
-        "dependencies": [f"python={_python_version()}", "pip", {"pip": get_default_pip_requirements()}],
+        "dependencies": [f"python={_python_version()}", "pip", {"pip": get_default_pip_requirements(engine)}],
     }
 
 
@@ -86,6 +96,9 @@ def save_model(
     image_size=256,
     crop_margin=16,
     training=None,
+    engine="keras",
+    precision="float32",
+    calibration=None,
     conda_env=None,
     pip_requirements=None,
     extra_pip_requirements=None,
@@ -101,26 +114,33 @@ def save_model(
         image_size: Side in pixels that preprocessing stored the training photos at.
         crop_margin: Pixels that preprocessing widened boxes by on each side.
         training: Optional dict, how the network was trained, for the manifest.
-        conda_env: Conda environment as dict or path. Defaults to `get_default_conda_env()`.
+        engine: What runs the network, `keras` or `openvino`.
+        precision: Arithmetic of OpenVINO: `float32`, `bfloat16`, or `int8` quantised by NNCF. Keras has `float32`.
+        calibration: For `int8`, uint8 RGB photos `(N, S, S, 3)` of the training split.
+        conda_env: Conda environment as dict or path. Defaults to `get_default_conda_env(engine)`.
         pip_requirements: Requirements instead of the default ones.
         extra_pip_requirements: Requirements beside the default ones.
         mlflow_model: `mlflow.models.Model` to add the flavors to, as MLflow's `log_model` passes it.
         metadata: Optional dict for the MLmodel file.
 
     Raises:
-        ValueError: If the network is no classifier of that many classes of square uint8 photos.
+        ValueError: If the network is no classifier of that many classes of square uint8 photos, or there is no such
+            engine or precision.
+        ImportError: If OpenVINO, or NNCF for `int8`, is needed and not installed.
         MlflowException: If the folder is not empty.
     """
     from carflavor import layers
 
     class_names = [str(name) for name in class_names]
     _check(network, class_names)
+    engines.check(engine, precision)
     path = Path(path)
     mlflow_model = mlflow_model or Model()
     if conda_env is None and pip_requirements is None and extra_pip_requirements is None:
-        conda_env = get_default_conda_env()
+        conda_env = get_default_conda_env(engine)
     elif conda_env is None and pip_requirements is None:
-        pip_requirements, extra_pip_requirements = [*get_default_pip_requirements(), *extra_pip_requirements], None
+        pip_requirements = [*get_default_pip_requirements(engine), *extra_pip_requirements]
+        extra_pip_requirements = None
     # By value: by reference the pickle would be of use only where carflavor is installed.
     cloudpickle.register_pickle_by_value(layers)
     try:
@@ -143,6 +163,8 @@ def save_model(
     # Whatever other layers happen to be registered in this process: no part of the model.
     (path / _DATA / "global_custom_objects.cloudpickle").unlink(missing_ok=True)
     _write_json(path / _CLASSES, class_names)
+    if engine == "openvino":
+        engines.convert(network, path / _ENGINE, precision, calibration)
     _write_json(
         path / _MANIFEST,
         {
@@ -152,6 +174,8 @@ def save_model(
             "image_size": image_size,
             "crop_margin": crop_margin,
             "training": training or {},
+            "engine": {"name": engine, "precision": precision},
+            "parity": None,
             "sha256": {name: _sha256(path / name) for name in _files_that_loading_reads(path)},
         },
     )
@@ -173,7 +197,7 @@ def _check(network, class_names):
 
 
 def _input_example():
-    photo, box, _ = sample.example_photo()
+    photo, box, _ = example_photo()
     return pd.DataFrame([[base64.b64encode(photo).decode(), *map(float, box)]], columns=["image", *BOX_COLUMNS])
 
 
@@ -245,20 +269,26 @@ def log_model(network, class_names, name="model", **options):
     )
 
 
-def load_model(model_uri, dst_path=None):
+def load_model(model_uri, dst_path=None, engine=None, allow_fallback=None, expected_sha256=None):
     """Loads a model for use in Python.
 
     Args:
         model_uri: Path, `runs:/...`, `models:/...` or whatever MLflow reads artifacts from.
         dst_path: Optional existing folder to download to.
+        engine: `keras` or `openvino`, instead of `CARFLAVOR_ENGINE` or else what the model was packed with.
+        allow_fallback: Whether Keras may run a model that was packed for OpenVINO where that is not installed, instead
+            of `CARFLAVOR_ALLOW_FALLBACK` or else not.
+        expected_sha256: SHA-256 that `manifest.json` must have, instead of `CARFLAVOR_EXPECTED_SHA256` or else any.
 
     Returns:
         `carflavor.scoring.CarClassifier`: `load_model(uri).predict(["car.jpg"])`.
 
     Raises:
-        MlflowException: If nothing is there, it is no carflavor model, or a file of it was changed.
+        MlflowException: If nothing is there, it is no carflavor model, a file of it was changed, there is no such
+            engine in it, or OpenVINO is needed and not installed.
     """
-    return _load_classifier(Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path)))
+    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path))
+    return _load_classifier(path, engine, allow_fallback, expected_sha256)
 
 
 def _load_pyfunc(path):
@@ -266,20 +296,57 @@ def _load_pyfunc(path):
     return PyfuncModel(_load_classifier(Path(path)))
 
 
-def _load_classifier(path):
-    from carflavor import engines
-
-    manifest = _read_manifest(path)
+def _load_classifier(path, engine=None, allow_fallback=None, expected_sha256=None):
+    manifest = read_manifest(path, expected_sha256)
     _say_which_code_runs(path, manifest)
     class_names = json.loads((path / _CLASSES).read_text(encoding="utf-8"))
-    engine = engines.KerasEngine(path / _DATA / "model.keras")
-    return CarClassifier(engine, class_names, manifest["crop_margin"], manifest["image_size"])
+    try:
+        loaded = engines.load_engine(
+            path / _DATA,
+            path / _ENGINE,
+            manifest.get("engine", {"name": "keras", "precision": "float32"}),
+            engine or os.environ.get("CARFLAVOR_ENGINE"),
+            read_switch("CARFLAVOR_ALLOW_FALLBACK", False) if allow_fallback is None else allow_fallback,
+            read_number("CARFLAVOR_THREADS", None),
+        )
+        limits = read_limits(Limits)
+    except (ImportError, ValueError) as error:
+        raise MlflowException(f"{path}: {error}", error_code=INVALID_PARAMETER_VALUE) from error
+    _logger.info("The network is run by %s in %s", loaded.name, loaded.precision)
+    return CarClassifier(loaded, class_names, manifest["crop_margin"], manifest["image_size"], limits, manifest)
 
 
-def _read_manifest(path):
+def manifest_sha256(path):
+    """Returns the SHA-256 of a model directory's `manifest.json`, and with it of every file that loading reads."""
+    return _sha256(Path(path) / _MANIFEST)
+
+
+def write_parity(path, parity):
+    """Notes in the manifest of a model directory how its engine compares with Keras."""
+    path = Path(path) / _MANIFEST
+    _write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "parity": parity})
+
+
+def read_manifest(path, expected_sha256=None):
+    """Reads `manifest.json` and checks every file that it names, before any of them is read for what it holds.
+
+    Args:
+        path: Path of the model directory.
+        expected_sha256: SHA-256 that the manifest must have, instead of `CARFLAVOR_EXPECTED_SHA256` or else any.
+
+    Raises:
+        MlflowException: If there is none, it is not the expected one, it is damaged, it is of a newer format, or a
+            file was changed, is missing or is in the folders that loading reads and not in the manifest.
+    """
     if not (path / _MANIFEST).is_file():
         raise MlflowException(
             f"{path}: expected a model that carflavor wrote, with a {_MANIFEST}, got none",
+            error_code=INVALID_PARAMETER_VALUE,
+        )
+    expected_sha256 = (expected_sha256 or os.environ.get("CARFLAVOR_EXPECTED_SHA256", "")).strip().lower()
+    if expected_sha256 and expected_sha256 != (found := manifest_sha256(path)):
+        raise MlflowException(
+            f"{path}: expected a {_MANIFEST} with the SHA-256 {expected_sha256}, got {found}",
             error_code=INVALID_PARAMETER_VALUE,
         )
     try:
@@ -305,6 +372,11 @@ def _read_manifest(path):
                 f"{path}: {name} is not the file that was packed (its SHA-256 differs from {_MANIFEST})",
                 error_code=INVALID_PARAMETER_VALUE,
             )
+    if added := set(_files_that_loading_reads(path)) - set(manifest["sha256"]):
+        raise MlflowException(
+            f"{path}: {min(added)} is not among the files that were packed (there is no SHA-256 of it in {_MANIFEST})",
+            error_code=INVALID_PARAMETER_VALUE,
+        )
     return manifest
 
 
@@ -325,7 +397,7 @@ def _say_which_code_runs(path, manifest):
 
 
 def _files_that_loading_reads(path):
-    folders = (path / _DATA, path / _CODE)
+    folders = (path / _DATA, path / _ENGINE, path / _CODE)
     files = [_CLASSES, *(file.relative_to(path).as_posix() for folder in folders for file in folder.rglob("*"))]
     return sorted(name for name in files if (path / name).is_file() and "__pycache__" not in name)
 

@@ -1,8 +1,8 @@
 """Who is measured: a model of any flavor, or a run that has measured one, asked for the photos of a record file."""
 
 import base64
+import functools
 import io
-import json
 import logging
 import re
 
@@ -16,6 +16,7 @@ import carflavor
 from carflavor import tracking
 from carflavor.data.locations import resolve_input
 from carflavor.data.records import CROPS
+from carflavor.engines import KerasEngine
 from carflavor.flavor import FLAVOR_NAME
 from carflavor.measures import NO_CLASS, TOP_K, Predictions
 from carflavor.progress import progress_bar
@@ -36,15 +37,25 @@ class CarModel:
         uri: What it was named by.
         model_id: MLflow's id of the logged model, or None.
         classifier: The `carflavor.scoring.CarClassifier`.
+        trained_crop: Parameter `crop` of its training, where it is known.
     """
 
-    def __init__(self, uri, path, model_id):
+    def __init__(self, uri, path, model_id, engine=None):
         self.uri = uri
         self.model_id = model_id
-        self.classifier = carflavor.load_model(path)
-        training = json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("training", {})
+        self.classifier = carflavor.load_model(path, engine=engine)
+        training = self.classifier.manifest.get("training", {})
+        self.trained_crop = training.get("crop")
+        self._path = path
         self._trained_on_validation = training.get("validation") == "train"
         self._data = training.get("data") or {}  # settings of its record files, where it is known
+
+    @functools.cached_property
+    def network(self):
+        """The `keras.Model`, whatever engine runs it."""
+        if isinstance(self.classifier.engine, KerasEngine):
+            return self.classifier.network
+        return carflavor.load_model(self._path, engine="keras").network
 
     def check(self, records):
         """Raises a ValueError unless the classes are the model's, and warns of photos prepared in another way."""

@@ -2,8 +2,14 @@
 
 import base64
 import binascii
+import collections
+import contextlib
 import numbers
 import os
+import string
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +18,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from carflavor import image
+from carflavor.limits import Limits, count_cores
 
 # Photos that go through the network together: enough to fill the cores, little memory.
 BATCH_SIZE = 32
 BOX_COLUMNS = ["x1", "y1", "x2", "y2"]
 UNKNOWN = "unknown"
 ON_ERROR = ("raise", "report")
+_WHITE_SPACE = string.whitespace.encode()
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ROWS_NAMED = 10  # in one error message
+_DECODERS = count_cores()
+_SMALL_PHOTO = 4_000_000  # pixels
 
 
 class CarClassifier:
@@ -31,17 +42,30 @@ class CarClassifier:
         crop_margin: Pixels that a box is widened by on each side, as in training.
         image_size: Side in pixels that preprocessing stored photos at. A photo is squashed to it first and then to the
             network's size, so that it reaches the network as a photo of a record file does.
+        limits: `carflavor.limits.Limits` of photos; None for the defaults.
+        manifest: Dict of what the model directory says of itself; None where there is no directory.
+
+    Attributes:
+        decoders: Executor that photos are decoded in.
     """
 
-    def __init__(self, engine, class_names, crop_margin, image_size):
+    def __init__(self, engine, class_names, crop_margin, image_size, limits=None, manifest=None):
         self.engine = engine
         self.class_names = class_names
         self.crop_margin = crop_margin
         self.image_size = image_size
+        self.limits = limits or Limits()
+        self.manifest = manifest or {}
+        self.decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        # A photo of the largest size takes 230 MB until it is a square: no more of them than half as many as cores, but
+        # small ones beside them.
+        self._room = _Room(self.limits.photo_pixels * max(_DECODERS // 2, 1) + _SMALL_PHOTO)
 
     @property
     def network(self):
-        """The `keras.Model` inside."""
+        """The `keras.Model` inside, where Keras is the engine."""
+        if not hasattr(self.engine, "network"):
+            raise ValueError("Expected a model that Keras runs: carflavor.load_model(..., engine='keras').network")
         return self.engine.network
 
     def predict(self, photos, boxes=None, top_k=5, min_prob=0.0, on_error="raise"):
@@ -62,7 +86,7 @@ class CarClassifier:
             ValueError: If a parameter is not what is expected or, under `raise`, a photo cannot be read; the message
                 names the rows.
         """
-        _check_parameters(top_k, min_prob, on_error)
+        check_parameters(top_k, min_prob, on_error)
         if isinstance(photos, (str, bytes, os.PathLike)) or (isinstance(photos, np.ndarray) and photos.ndim == 3):
             raise ValueError("expected a list of photos, got one photo that is not in a list")
         photos = list(photos)
@@ -73,19 +97,21 @@ class CarClassifier:
             raise ValueError(f"expected a box or None for each of {len(photos)} photos, got {len(boxes)}")
         probabilities, errors = self._score(photos, boxes)
         if errors and on_error == "raise":
-            raise ValueError(_name_rows(errors, len(photos)))
+            raise ValueError(name_rows(errors, len(photos)))
         rows = [
-            _failed_row(errors[row]) if row in errors else self._row(probabilities[row], top_k, min_prob)
+            failed_row(errors[row]) if row in errors else self.describe(probabilities[row], top_k, min_prob)
             for row in range(len(photos))
         ]
-        frame = pd.DataFrame(rows, columns=["label", "prob", "class_id", "top_k", "error"])
-        return frame.astype({"prob": "Float64", "class_id": "Int64"})
+        columns = {name: [row[name] for row in rows] for name in ("label", "prob", "class_id", "top_k", "error")}
+        # Typed here: for one photo, pandas takes longer to change the type of a column than to build the rest.
+        columns |= {"prob": pd.array(columns["prob"], "Float64"), "class_id": pd.array(columns["class_id"], "Int64")}
+        return pd.DataFrame(columns)
 
     def predict_probabilities(self, photos):
         """Returns float32 probabilities `(len(photos), C)` of uint8 RGB arrays; see `predict` for what is accepted."""
         probabilities, errors = self._score(photos, [None] * len(photos))
         if errors:
-            raise ValueError(_name_rows(errors, len(photos)))
+            raise ValueError(name_rows(errors, len(photos)))
         return probabilities
 
     def _score(self, photos, boxes):
@@ -94,9 +120,9 @@ class CarClassifier:
         # Batch by batch, so that memory holds the squares of one batch and not those of all photos.
         for start in range(0, len(photos), BATCH_SIZE):
             squares, rows = [], []
-            for row in range(start, min(start + BATCH_SIZE, len(photos))):
+            for row, prepared in self._prepare_all(photos, boxes, range(start, min(start + BATCH_SIZE, len(photos)))):
                 try:
-                    squares.append(self._prepare(photos[row], boxes[row]))
+                    squares.append(prepared.result())
                     rows.append(row)
                 except (ValueError, OSError) as error:
                     errors[row] = str(error)
@@ -104,14 +130,36 @@ class CarClassifier:
                 probabilities[rows] = self.engine(np.stack(squares))
         return probabilities, errors
 
-    def _prepare(self, photo, box):
-        pixels = _read(photo)
-        box = _check_box(box)
-        if box is not None:
-            pixels = image.cut_out(pixels, box, self.crop_margin)
-        return image.squash(image.squash(pixels, self.image_size), self.engine.input_size)
+    def _prepare_all(self, photos, boxes, rows):
+        """Yields each row with the future of its square, in order, while the next ones are decoded."""
+        # No more at once than there are cores: who sends many large photos shall not have others wait behind them all.
+        ahead = collections.deque()
+        for row in rows:
+            if len(ahead) == _DECODERS:
+                yield ahead.popleft()
+            ahead.append((row, self.decoders.submit(self.prepare, photos[row], boxes[row])))
+        yield from ahead
 
-    def _row(self, probabilities, top_k, min_prob):
+    def prepare(self, photo, box=None):
+        """Returns what the network sees of a photo: uint8 RGB array of shape `(input_size, input_size, 3)`.
+
+        Args:
+            photo: As `predict` takes it, or `Base64`.
+            box: `(x1, y1, x2, y2)` or None.
+
+        Raises:
+            ValueError: If it cannot be read or the box holds nothing of it.
+            OSError: If it is a path that cannot be read.
+        """
+        with contextlib.ExitStack() as stack:
+            pixels = _read(photo, self.limits, lambda count: stack.enter_context(self._room.take(count)))
+            box = _check_box(box)
+            if box is not None:
+                pixels = image.cut_out(pixels, box, self.crop_margin)
+            return image.squash(image.squash(pixels, self.image_size), self.engine.input_size)
+
+    def describe(self, probabilities, top_k=5, min_prob=0.0):
+        """Returns the row of an answer, a dict, for the (C,) probabilities of a photo."""
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         best = int(order[0])
         known = probabilities[best] >= min_prob
@@ -155,17 +203,20 @@ class PyfuncModel:
             MlflowException: INVALID_PARAMETER_VALUE, which the scoring server answers with 400 and the message.
         """
         try:
-            frame = _check_frame(model_input)
+            frame = _check_frame(model_input, self.classifier.limits)
             boxes = frame[BOX_COLUMNS].to_numpy(object) if set(BOX_COLUMNS) <= set(frame.columns) else None
-            photos = [_Base64(value) if isinstance(value, str) else value for value in frame["image"]]
+            photos = [Base64(value) if isinstance(value, str) else value for value in frame["image"]]
             answer = self.classifier.predict(photos, boxes, **(params or {}))
         except (ValueError, TypeError) as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         return answer.set_index(frame.index)
 
 
-class _Base64(str):
-    """A string that is to be decoded, where a plain one would be a path."""
+@dataclass(frozen=True)
+class Base64:
+    """A photo in base64, where a plain string would be a path."""
+
+    text: str
 
 
 def decode_base64(text):
@@ -183,43 +234,74 @@ def decode_base64(text):
     Raises:
         ValueError: If the text is no base64.
     """
-    body = "".join(text.split())
-    if body[:5].lower() == "data:":
-        head, _, body = body.partition(",")
-        if not head.lower().endswith(";base64"):
+    # As most send it: without copies of what may be a long text.
+    with contextlib.suppress(ValueError):
+        if data := binascii.a2b_base64(text, strict_mode=True):
+            return data
+    # As bytes: split at white space, a long text could become millions of short ones.
+    body = text.encode("utf-8", "surrogatepass").translate(None, _WHITE_SPACE)
+    if body[:5].lower() == b"data:":
+        head, _, body = body.partition(b",")
+        if not head.lower().endswith(b";base64"):
             raise ValueError("expected a data: URI in base64, got one in another encoding")
     if not body:
         raise ValueError("expected a photo in base64, got an empty text")
-    body = body.rstrip("=").replace("-", "+").replace("_", "/")
+    body = body.rstrip(b"=").translate(_FROM_URL_SAFE)
     try:
-        return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+        return base64.b64decode(body + b"=" * (-len(body) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("expected a photo in base64, got a text that is no base64") from None
 
 
-def _check_frame(frame):
+def _check_frame(frame, limits):
     if not isinstance(frame, pd.DataFrame):
         raise ValueError(f"expected a DataFrame with the column image, got {type(frame).__name__}")
     if "image" not in frame.columns:
         raise ValueError(f"expected a column image, got {', '.join(map(str, frame.columns)) or 'none'}")
     if twice := [name for name in ("image", *BOX_COLUMNS) if list(frame.columns).count(name) > 1]:
         raise ValueError(f"expected each column once, got {twice[0]} more than once")
+    if limits.rows is not None and len(frame) > limits.rows:
+        raise ValueError(f"expected at most {limits.rows:,} photos in a request, got {len(frame):,}")
     boxes_given = [name for name in BOX_COLUMNS if name in frame.columns]
     if boxes_given and boxes_given != BOX_COLUMNS:
         raise ValueError(f"expected all of x1, y1, x2, y2 or none, got {', '.join(boxes_given)}")
     return frame
 
 
-def _read(photo):
-    if isinstance(photo, _Base64):
-        if photo in ("None", "nan"):
+class _Room:
+    """Lets photos be worked on at once as long as they have no more pixels together than there is room for."""
+
+    def __init__(self, pixels):
+        self._all = self._free = pixels
+        self._change = threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, pixels):
+        pixels = min(pixels, self._all)
+        with self._change:
+            self._change.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._change:
+                self._free += pixels
+                self._change.notify_all()
+
+
+def _read(photo, limits, wait_for_room):
+    if isinstance(photo, Base64):
+        if photo.text in ("None", "nan"):
             # As which MLflow hands on the null of an `inputs` body; no photo has so short a text.
             raise ValueError("expected a photo, got null")
-        return image.decode(decode_base64(photo))
+        # Four characters for three bytes, and room for line breaks: what is longer is not even decoded.
+        _check_size(len(photo.text) // 2, limits.photo_bytes)
+        return _decode(decode_base64(photo.text), limits, wait_for_room)
     if isinstance(photo, (bytes, bytearray, memoryview)):
-        return image.decode(bytes(photo))
+        return _decode(bytes(photo), limits, wait_for_room)
     if isinstance(photo, (str, os.PathLike)):
-        return image.decode(Path(photo).read_bytes())
+        _check_size(os.path.getsize(photo), limits.photo_bytes)
+        return _decode(Path(photo).read_bytes(), limits, wait_for_room)
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
             raise ValueError(
@@ -230,6 +312,16 @@ def _read(photo):
     raise ValueError(f"expected a photo, got {'null' if missing else type(photo).__name__}")
 
 
+def _decode(data, limits, wait_for_room):
+    _check_size(len(data), limits.photo_bytes)
+    return image.decode(data, limits.photo_pixels, wait_for_room)
+
+
+def _check_size(count, limit):
+    if count > limit:
+        raise ValueError(f"expected a photo of at most {limit:,} bytes, got {count:,}")
+
+
 def _check_box(box):
     if box is None:
         return None
@@ -238,25 +330,28 @@ def _check_box(box):
     values = [None if pd.isna(value) else value for value in box]
     if values == [None] * 4:
         return None
-    if len(values) != 4 or not all(isinstance(value, numbers.Real) and np.isfinite(value) for value in values):
+    if len(values) != 4 or not all(isinstance(value, numbers.Real) and abs(value) < np.inf for value in values):
         raise ValueError(f"expected a box of four numbers x1, y1, x2, y2, got {values}")
     return values
 
 
-def _check_parameters(top_k, min_prob, on_error):
+def check_parameters(top_k, min_prob, on_error):
+    """Raises a ValueError unless the parameters of a request are what `CarClassifier.predict` takes."""
     if isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral) or top_k < 1:
-        raise ValueError(f"expected top_k to be a whole number of at least 1, got {top_k!r}")
+        raise ValueError(f"expected top_k to be a whole number of at least 1, got {top_k!r:.80}")
     if not isinstance(min_prob, numbers.Real) or not 0 <= min_prob <= 1:
-        raise ValueError(f"expected min_prob to be a number from 0 to 1, got {min_prob!r}")
+        raise ValueError(f"expected min_prob to be a number from 0 to 1, got {min_prob!r:.80}")
     if on_error not in ON_ERROR:
-        raise ValueError(f"expected on_error to be one of {', '.join(ON_ERROR)}, got {on_error!r}")
+        raise ValueError(f"expected on_error to be one of {', '.join(ON_ERROR)}, got {on_error!r:.80}")
 
 
-def _failed_row(error):
+def failed_row(error):
+    """Returns the row of an answer, a dict, for a photo that cannot be scored."""
     return {"label": None, "prob": None, "class_id": None, "top_k": [], "error": error}
 
 
-def _name_rows(errors, total):
+def name_rows(errors, total):
+    """Returns a sentence for a request that is refused: which rows, from a dict of row to reason, of how many."""
     named = [f"row {row}: {error}" for row, error in sorted(errors.items())[:_ROWS_NAMED]]
     more = f"; and {len(errors) - _ROWS_NAMED} more" if len(errors) > _ROWS_NAMED else ""
     return f"{len(errors)} of {total} photos cannot be scored (rows count from 0): {'; '.join(named)}{more}"

@@ -53,6 +53,16 @@ class StepRun:
             mlflow.end_run(status)
 
 
+def records_address(data, records):
+    """Returns what to name the record files of a run by: what the user called them, in a form that lasts.
+
+    Args:
+        data: What the user typed, `sample`, a path or a URI.
+        records: `RecordFile` that was found there.
+    """
+    return str(records.path.parent) if os.path.exists(data) else data
+
+
 def log_records(records, context):
     """Notes a record file as input of the active run: where it lies, its digest, and its photos and labels as schema.
 

@@ -165,6 +165,7 @@ def train(config, on_epoch=None):
         training = stack.enter_context(open_split(config.data, "train"))
         validation = stack.enter_context(open_split(config.data, "validation"))
         _check_data(training, validation)
+        mlflow.set_tag(tracking.RECORDS_TAG, tracking.records_address(config.data, training))
         _say_what_it_learns_from(training)
         hold_out = config.validation == "hold_out"
         learned_from = [training] if hold_out else [training, validation]
@@ -293,7 +294,7 @@ def _build_network(config, class_names):
 
 def _build_from_model(path, config, class_names):
     # Random weights of the head come from the seed, whatever else was loaded.
-    network = carflavor.load_model(path).network
+    network = carflavor.load_model(path, engine="keras").network
     if network.name != config.network:
         raise ValueError(
             f"weights: expected a model with network={config.network}, got {config.weights} with network={network.name}"

@@ -52,6 +52,14 @@ def packed_model(tiny_network, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def openvino_model(tiny_network, tmp_path_factory):
+    """The same with OpenVINO in float32 as its engine."""
+    path = tmp_path_factory.mktemp("openvino") / "model"
+    carflavor.save_model(tiny_network, path, class_names=CLASS_NAMES, image_size=48, crop_margin=4, engine="openvino")
+    return path
+
+
+@pytest.fixture(scope="session")
 def photos():
     """Eight uint8 RGB photos of different shapes."""
     random = np.random.default_rng(0)

@@ -251,9 +251,98 @@ def test_load_model_refuses_a_missing_file_by_name(packed_model, tmp_path):
 def test_load_model_refuses_a_newer_format(packed_model, tmp_path):
     shutil.copytree(packed_model, tmp_path / "model")
     manifest = json.loads((packed_model / "manifest.json").read_text())
-    (tmp_path / "model" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
-    with pytest.raises(MlflowException, match="expected a model of format 1 or older, got 2"):
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 3}))
+    with pytest.raises(MlflowException, match="expected a model of format 2 or older, got 3"):
         carflavor.load_model(tmp_path / "model")
+
+
+def test_load_model_takes_the_format_without_engines(packed_model, tmp_path, photos, expected):
+    shutil.copytree(packed_model, tmp_path / "model")
+    manifest = json.loads((packed_model / "manifest.json").read_text())
+    del manifest["engine"], manifest["parity"]
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1}))
+    answer = carflavor.load_model(tmp_path / "model").predict(photos)
+    np.testing.assert_allclose(answer["prob"], expected.max(axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["data/extra.pkl", "engine/network.xml", "code/carflavor/evil.py"])
+def test_load_model_refuses_an_added_file_by_name(packed_model, tmp_path, name):
+    shutil.copytree(packed_model, tmp_path / "model")
+    (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "model" / name).write_text("")
+    with pytest.raises(MlflowException, match=f"{name} is not among the files that were packed"):
+        carflavor.load_model(tmp_path / "model")
+
+
+def test_load_model_may_demand_a_manifest(packed_model, tmp_path, monkeypatch):
+    digest = flavor.manifest_sha256(packed_model)
+    assert len(digest) == 64
+    carflavor.load_model(packed_model, expected_sha256=digest.upper())
+    shutil.copytree(packed_model, tmp_path / "model")
+    # Someone who can write the files can write a manifest that fits them.
+    (tmp_path / "model" / "classes.json").write_text('["d", "e", "f"]')
+    manifest = json.loads((packed_model / "manifest.json").read_text())
+    manifest["sha256"]["classes.json"] = flavor._sha256(tmp_path / "model" / "classes.json")
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps(manifest))
+    assert carflavor.load_model(tmp_path / "model").class_names == ["d", "e", "f"]
+    refused = f"expected a manifest.json with the SHA-256 {digest}, got "
+    with pytest.raises(MlflowException, match=refused):
+        carflavor.load_model(tmp_path / "model", expected_sha256=digest)
+    monkeypatch.setenv("CARFLAVOR_EXPECTED_SHA256", digest)
+    carflavor.load_model(packed_model)
+    for load in (carflavor.load_model, mlflow.pyfunc.load_model):
+        with pytest.raises(MlflowException, match=refused):
+            load(str(tmp_path / "model"))
+
+
+def test_openvino_answers_like_the_network(openvino_model, photos, expected, monkeypatch):
+    manifest = json.loads((openvino_model / "manifest.json").read_text())
+    assert manifest["engine"] == {"name": "openvino", "precision": "float32"}
+    assert {"engine/network.xml", "engine/network.bin"} <= set(manifest["sha256"])
+    classifier = carflavor.load_model(openvino_model)
+    assert (classifier.engine.name, classifier.manifest) == ("openvino", manifest)
+    np.testing.assert_allclose(classifier.predict(photos)["prob"], expected.max(axis=1), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"engine='keras'\).network"):
+        classifier.network  # noqa: B018
+    assert carflavor.load_model(openvino_model, engine="keras").network.count_params() > 0
+    monkeypatch.setenv("CARFLAVOR_ENGINE", "keras")
+    assert carflavor.load_model(openvino_model).engine.name == "keras"
+    assert carflavor.load_model(openvino_model, engine="openvino").engine.name == "openvino"
+
+
+def test_openvino_serves_without_tensorflow(openvino_model, squares, expected, tmp_path, clean_environment):
+    np.save(tmp_path / "squares.npy", squares)
+    requirements = (openvino_model / "requirements.txt").read_text()
+    assert "openvino==" in requirements and "tensorflow" not in requirements and "keras" not in requirements
+    probabilities = run_python(
+        FRESH_PROCESS
+        + """
+    import mlflow
+    import pandas as pd
+    answer = mlflow.pyfunc.load_model(path).predict(pd.DataFrame({"image": list(squares)}))
+    assert not {"tensorflow", "keras"} & set(sys.modules)
+    print(json.dumps(answer["prob"].tolist()))
+        """,
+        tmp_path,
+        clean_environment,
+        openvino_model,
+        "squares.npy",
+    )
+    np.testing.assert_allclose(probabilities, expected.max(axis=1), atol=0.02)
+
+
+def test_keras_reads_a_model_that_was_packed_with_openvino(openvino_model, squares, expected):
+    network = mlflow.tensorflow.load_model(str(openvino_model))
+    np.testing.assert_allclose(network.predict_on_batch(squares), expected, rtol=1e-5)
+
+
+def test_without_openvino_a_model_is_refused_unless_keras_may_run_it(openvino_model, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
+    with pytest.raises(MlflowException, match="packed for OpenVINO, which is not installed here: pip install openvino"):
+        carflavor.load_model(openvino_model)
+    assert carflavor.load_model(openvino_model, allow_fallback=True).engine.name == "keras"
+    monkeypatch.setenv("CARFLAVOR_ALLOW_FALLBACK", "true")
+    assert carflavor.load_model(openvino_model).engine.name == "keras"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sha256": {}}'])

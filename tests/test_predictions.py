@@ -216,3 +216,9 @@ def test_predictions_as_csv(records):
         "photos/2.jpg,Citroën l'Ami 1961,Citroën l'Ami 1961,0.7",
         "photos/3.jpg,Ram C/V Cargo Van 2012,unknown,0.0",
     ]
+
+
+def test_a_model_that_openvino_runs_has_its_network_for_keras(openvino_model):
+    model = load_predictor(str(openvino_model), "model")
+    assert model.classifier.engine.name == "openvino"
+    assert model.network.input_shape == (None, 32, 32, 3)

@@ -16,7 +16,8 @@ import mlflow
 import pytest
 
 from carflavor.data.drawing import CLASS_NAMES
-from carflavor.data.sample import example_photo, write_sample
+from carflavor.data.example import example_photo
+from carflavor.data.sample import write_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

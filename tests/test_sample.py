@@ -8,7 +8,8 @@ import pytest
 import scipy.io
 
 from carflavor.data.drawing import draw_photo
-from carflavor.data.sample import example_photo, write_sample
+from carflavor.data.example import example_photo
+from carflavor.data.sample import write_sample
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from carflavor.image import encode_jpeg, squash
 from carflavor.preprocess import PreprocessConfig, write_records
 from carflavor.scoring import PyfuncModel, decode_base64
 
+NO_PHOTO = "expected a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC, got"
+
 
 @pytest.fixture(scope="module")
 def classifier(packed_model):
@@ -83,7 +85,7 @@ def test_min_prob_makes_a_label_unknown(classifier, photos):
 
 def test_report_answers_for_the_other_photos(classifier, photos):
     answer = classifier.predict([photos[0], b"no photo", photos[1]], on_error="report")
-    assert answer["error"][1] == "expected a photo that OpenCV can decode, got 8 bytes of something else"
+    assert answer["error"][1] == f"{NO_PHOTO} 8 bytes of something else"
     assert answer["label"][1] is None and answer["class_id"][1] is pd.NA and answer["top_k"][1] == []
     assert answer["label"][[0, 2]].notna().all()
     assert answer["prob"][[0, 2]].tolist() == classifier.predict([photos[0], photos[1]])["prob"].tolist()
@@ -180,7 +182,7 @@ def test_pyfunc_boxes_may_be_missing_in_some_rows(pyfunc, classifier, jpegs):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (as_base64(b"no photo"), "expected a photo that OpenCV can decode, got 8 bytes of something else"),
+        (as_base64(b"no photo"), f"{NO_PHOTO} 8 bytes of something else"),
         ("!!!", "expected a photo in base64, got a text that is no base64"),
         ("None", "expected a photo, got null"),
         ("", "expected a photo in base64, got an empty text"),

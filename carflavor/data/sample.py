@@ -18,17 +18,6 @@ from carflavor.image import encode_jpeg
 
 TRAIN_PER_CLASS = 112
 TEST_PER_CLASS = 28
-EXAMPLE_SEED = 6  # a large red car before a town
-
-
-def example_photo():
-    """Draws one photo for smoke tests and input examples, the same at every call.
-
-    Returns:
-        The bytes of a JPEG file, the car's box `(x1, y1, x2, y2)` in it, 0-based half-open, and the name of its class.
-    """
-    photo, box = draw_photo(0, np.random.default_rng(EXAMPLE_SEED))
-    return encode_jpeg(photo), box, CLASS_NAMES[0]
 
 
 def write_sample(folder, train_per_class=TRAIN_PER_CLASS, test_per_class=TEST_PER_CLASS, seed=0):
