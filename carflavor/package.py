@@ -1,17 +1,26 @@
-"""Turns the model of a run into a version of the model registry that callers can name."""
+"""Turns the model of a run into a version of the model registry that callers can name, with the engine that runs it."""
 
+import contextlib
 import logging
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
 
 import carflavor
-from carflavor import tracking
-from carflavor.data import sample
-from carflavor.data.locations import resolve_model
+from carflavor import engines, flavor, report, tracking
+from carflavor.data.example import example_photo
+from carflavor.data.locations import resolve_input, resolve_model
+from carflavor.image import squash
+from carflavor.parity import measure_parity
+from carflavor.predictions import CarModel, predict_split
+from carflavor.preprocess import open_split
 
+PRECISIONS = ("auto", *engines.PRECISIONS)
+MANIFEST_TAG = "carflavor.manifest_sha256"  # of a registered version: what loading it may demand
 _ALIAS = re.compile(r"[A-Za-z][\w-]{0,254}")
 
 _logger = logging.getLogger(__name__)
@@ -25,15 +34,23 @@ class PackageConfig:
         model: Model directory that carflavor wrote, as path, `runs:/...` or `models:/...`.
         register_as: Name in the registry.
         alias: Alias that the new version gets, and any older version loses.
+        engine: What runs the network, `openvino` or `keras`.
+        precision: Arithmetic of OpenVINO: `float32`, `bfloat16`, `int8`, or `auto` for bfloat16 where this CPU computes
+            in it and float32 elsewhere.
+        data: Folder with `validation.h5`, on which the engine is compared with Keras, and for `int8` `train.h5`; as
+            path or URI, or `sample`. `auto` for what the model's run of train names.
     """
 
     model: str
     register_as: str = "carflavor"
     alias: str = "champion"
+    engine: str = "openvino"
+    precision: str = "auto"
+    data: str = "auto"
 
 
 def package(config):
-    """Checks that a model loads and answers, and registers it.
+    """Packs a model with an engine that answers like Keras does, checks that it loads, and registers it.
 
     Args:
         config: `PackageConfig`.
@@ -42,27 +59,26 @@ def package(config):
         The `mlflow.entities.model_registry.ModelVersion`.
 
     Raises:
-        ValueError: If a name is not one that the registry takes.
+        ValueError: If a parameter is not what is expected, or the engine answers worse than Keras.
         MlflowException: If the model cannot be loaded.
     """
-    with tracking.step_run("package", config):
-        # Here and not in the registry, where the version would be there already when the alias is refused.
-        if not _ALIAS.fullmatch(config.alias) or config.alias == "latest" or re.fullmatch(r"[vV]\d+", config.alias):
-            raise ValueError(f"Expected alias to be a word other than latest or v1. Received: alias={config.alias!r}")
-        if not config.register_as or set(config.register_as) & set("/:"):
-            raise ValueError(
-                f"Expected register_as to be a name without / and :. Received: register_as={config.register_as!r}"
-            )
+    with tracking.step_run("package", config), tempfile.TemporaryDirectory() as folder:
+        _check_names(config)
         uri = resolve_model(config.model)
-        photo, box, _ = sample.example_photo()
-        carflavor.load_model(uri).predict([photo], [box])
+        path = resolve_input(config.model, "model")
+        if config.engine == "openvino":
+            path = _pack(config, path, Path(folder))
+            uri = str(path)
+        photo, box, _ = example_photo()
+        carflavor.load_model(path).predict([photo], [box])
+        digest = flavor.manifest_sha256(path)
         if Path(uri).is_dir():
-            # The registry refers to a place that lasts: a folder of the user's becomes an artifact of this run.
+            # The registry refers to a place that lasts: a folder becomes an artifact of this run.
             mlflow.log_artifacts(uri, "model")
             uri = f"runs:/{mlflow.active_run().info.run_id}/model"
-        version = mlflow.register_model(uri, config.register_as)
+        version = mlflow.register_model(uri, config.register_as, tags={MANIFEST_TAG: digest})
         mlflow.MlflowClient().set_registered_model_alias(config.register_as, config.alias, version.version)
-        mlflow.set_tag(tracking.MODEL_TAG, f"models:/{config.register_as}/{version.version}")
+        mlflow.set_tags({tracking.MODEL_TAG: f"models:/{config.register_as}/{version.version}", MANIFEST_TAG: digest})
         _logger.info(
             "Registered as models:/%s/%s, which is now models:/%s@%s",
             config.register_as,
@@ -71,3 +87,139 @@ def package(config):
             config.alias,
         )
     return version
+
+
+def _check_names(config):
+    # Here and not in the registry, where the version would be there already when the alias is refused.
+    if not _ALIAS.fullmatch(config.alias) or config.alias == "latest" or re.fullmatch(r"[vV]\d+", config.alias):
+        raise ValueError(f"Expected alias to be a word other than latest or v1. Received: alias={config.alias!r}")
+    if not config.register_as or set(config.register_as) & set("/:"):
+        raise ValueError(
+            f"Expected register_as to be a name without / and :. Received: register_as={config.register_as!r}"
+        )
+    engines.check(config.engine, "float32" if config.precision == "auto" else config.precision)
+
+
+def _pack(config, source, folder):
+    """Writes the model anew with OpenVINO and how it compares with Keras; returns the path."""
+    model = CarModel(config.model, source, None, engine="keras")
+    data = _find_data(config.model) if config.data == "auto" else config.data
+    with contextlib.ExitStack() as stack:
+        splits = ("train", "validation") if config.precision == "int8" else ("validation",)
+        files = {split: stack.enter_context(open_split(data, split)) for split in splits}
+        for file in files.values():
+            model.check(file)
+            if not len(file):
+                raise ValueError(f"{file.path}: expected photos to compare the engines on, got none")
+        validation = files["validation"]
+        mlflow.set_tag(tracking.RECORDS_TAG, tracking.records_address(data, validation))
+        tracking.log_records(validation, "validation")
+        crops = [crop for crop in validation.crops if model.trained_crop in (crop, "mixed", None)] or validation.crops
+        # Accuracy is compared on the first of them, agreement on the last.
+        compared, note = [validation], model.knows(validation)
+        if note:
+            compared += _open_unseen(stack, data, model, crops, note)
+        expected = {crop: [predict_split(model.classifier, file, crop) for file in compared] for crop in crops}
+        refusal = None
+        for precision in _choose_precisions(config.precision):
+            path = folder / precision
+            calibration = _choose_photos(files["train"], crops, model) if precision == "int8" else None
+            carflavor.save_model(
+                model.network,
+                path,
+                model.classifier.class_names,
+                image_size=model.classifier.image_size,
+                crop_margin=model.classifier.crop_margin,
+                training=model.classifier.manifest["training"],
+                engine="openvino",
+                precision=precision,
+                calibration=calibration,
+            )
+            refusal = _compare(path, precision, compared, expected, note)
+            if not refusal:
+                return path
+        raise ValueError(f"{refusal}. Try another precision, or engine=keras")
+
+
+def _choose_precisions(precision):
+    """Returns what to try, the fastest first."""
+    if precision == "bfloat16" and not engines.cpu_has_bfloat16():
+        raise ValueError(
+            "Expected a CPU that computes in bfloat16, to compare it with Keras; this one does not: "
+            "precision=float32 or int8"
+        )
+    if precision != "auto":
+        return [precision]
+    return ["bfloat16", "float32"] if engines.cpu_has_bfloat16() else ["float32"]
+
+
+def _open_unseen(stack, data, model, crops, note):
+    """Returns the test photos, in a list, or an empty list where there are none that fit.
+
+    Their labels are not read: how often two engines agree says nothing of how good a model is.
+    """
+    with contextlib.suppress(ValueError):
+        test = stack.enter_context(open_split(data, "test"))
+        model.check(test)
+        if len(test) and set(crops) <= set(test.crops):
+            return [test]
+    _logger.warning("On photos that a network has learned, engines agree more than on others: %s", note)
+    return []
+
+
+def _compare(path, precision, compared, expected, note):
+    """Measures the engine of a packed model beside Keras; returns why it is refused, or an empty text."""
+    classifier = carflavor.load_model(path)
+    validation, unseen = compared[0], compared[-1]
+    figures, refusals = {}, []
+    for crop, by_keras in expected.items():
+        by_engine = [predict_split(classifier, file, crop) for file in compared]
+        parity = measure_parity(
+            validation.labels, by_engine[0], by_keras[0], classifier.class_names, unseen=(by_engine[-1], by_keras[-1])
+        )
+        what = f"OpenVINO in {precision}, crop={crop}"
+        _logger.info("%s: %s", what, parity.describe())
+        figures[crop] = parity.to_dict()
+        mlflow.log_metrics({f"parity_{precision}_{crop}_{name}": value for name, value in figures[crop].items()})
+        mlflow.log_figure(
+            report.agreement_figure(by_engine[-1], by_keras[-1], f"OpenVINO in {precision}"),
+            f"parity_{precision}_{crop}.png",
+        )
+        if parity.refusal:
+            refusals.append(f"{what}: {parity.refusal}: {parity.describe()}")
+    flavor.write_parity(
+        path,
+        {
+            "with": "keras in float32",
+            "cpu": engines.describe_cpu(),
+            "accuracy_of": {"source": validation.settings["source"], "digest": validation.digest()},
+            "agreement_of": {"source": unseen.settings["source"], "digest": unseen.digest()},
+            "note": note,
+            "crops": figures,
+        },
+    )
+    if refusals:
+        _logger.warning("%s", "; ".join(refusals))
+    return "; ".join(refusals)
+
+
+def _choose_photos(training, crops, model):
+    """Returns squares of training photos drawn at random, the same at every call, from every crop in turn."""
+    rows = np.random.default_rng(0).permutation(len(training))[: engines.CALIBRATION_PHOTOS]
+    size = model.classifier.engine.input_size
+    return [squash(training.images(crops[turn % len(crops)])[row], size) for turn, row in enumerate(rows)]
+
+
+def _find_data(model):
+    """Returns the address of the record files that the run of a model names."""
+    run_id = mlflow.models.get_model_info(resolve_model(model)).run_id
+    address = None
+    if run_id:
+        with contextlib.suppress(mlflow.MlflowException):
+            address = mlflow.get_run(run_id).data.tags.get(tracking.RECORDS_TAG)
+    if not address:
+        raise ValueError(
+            "data: expected the folder with validation.h5, on which OpenVINO is compared with Keras; "
+            "the run of this model names none"
+        )
+    return address

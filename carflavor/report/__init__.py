@@ -4,6 +4,7 @@ Figures are plain `matplotlib.figure.Figure` objects, never pyplot's: nothing gl
 any thread and are freed with their last reference.
 """
 
+from carflavor.report.agreement import agreement_figure
 from carflavor.report.classes import class_bars_figure, confusion_figure
 from carflavor.report.comparison import comparison_figure
 from carflavor.report.curves import curves_figure
@@ -14,6 +15,7 @@ from carflavor.report.probabilities import rejection_figure, reliability_figure
 __all__ = [
     "ConfusedPair",
     "Section",
+    "agreement_figure",
     "class_bars_figure",
     "comparison_figure",
     "confused_pairs_figure",
