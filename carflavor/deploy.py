@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import socket
@@ -14,18 +15,21 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow
 
 from carflavor import tracking
-from carflavor.data import sample
+from carflavor.data.example import example_photo
 from carflavor.data.locations import data_home, resolve_model
+from carflavor.package import MANIFEST_TAG
 from carflavor.scoring import BOX_COLUMNS
 
 TARGETS = ("local", "docker", "server", "azureml")
 _HOST = "127.0.0.1"
+_PROJECT = Path(__file__).parents[1]
 _SECONDS_TO_START = 180
-_SECONDS_TO_STOP = 10
+_SECONDS_TO_STOP = 40  # more than the server takes to answer what it has begun
 
 _logger = logging.getLogger(__name__)
 
@@ -38,17 +42,19 @@ class DeployConfig:
         model: Model directory that carflavor wrote, as path, `runs:/...` or `models:/...`.
         target: Where to, one of `TARGETS`; so far `local`.
         port: Port of the local server; 0 for any free one.
+        workers: Processes of the local server, each with the model.
         keep: Whether the local server stays until Ctrl-C, instead of ending after its first answer.
     """
 
     model: str
     target: str = "local"
     port: int = 5001
+    workers: int = 1
     keep: bool = True
 
 
 def deploy(config):
-    """Starts `mlflow models serve`, waits until it is healthy, sends a photo of the sample and prints the answer.
+    """Starts `carflavor.server`, waits until it is healthy, sends a photo of the sample and prints the answer.
 
     Args:
         config: `DeployConfig`.
@@ -64,9 +70,10 @@ def deploy(config):
             raise ValueError(f"target={config.target} is not there yet. So far there is target=local")
         port = _free_port(config.port)
         url = f"http://{_HOST}:{port}"
-        with _serving(resolve_model(config.model), port) as server:
+        model = resolve_model(config.model)
+        with _serving(model, port, config.workers, _find_digest(model)) as server:
             _wait_until_healthy(server, url)
-            photo, box, class_name = sample.example_photo()
+            photo, box, class_name = example_photo()
             answer = _ask(url, photo, box)
             mlflow.log_dict(answer, "answer.json")
             print(f"A photo of {class_name} is answered with\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
@@ -89,19 +96,35 @@ def _free_port(port):
         return probe.getsockname()[1]
 
 
+def _find_digest(model):
+    """Returns the SHA-256 that the registry knows of the manifest of a registered model; an empty text for others."""
+    registered = re.fullmatch(r"models:/([^/@]+)(?:/(\d+|latest)|@(.+))", model)
+    if registered is None:
+        return ""
+    name, version, alias = registered.groups()
+    client = mlflow.MlflowClient()
+    if alias:
+        found = client.get_model_version_by_alias(name, alias)
+    elif version == "latest":
+        found = max(client.search_model_versions(f"name='{name}'"), key=lambda found: int(found.version))
+    else:
+        found = client.get_model_version(name, version)
+    return found.tags.get(MANIFEST_TAG, "")
+
+
 @contextlib.contextmanager
-def _serving(model, port):
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model]
-    command += ["--env-manager", "local", "--host", _HOST, "--port", str(port)]
-    # A session of its own: MLflow starts a shell and that starts the server, and all of them are to end together.
+def _serving(model, port, workers, digest):
+    command = [sys.executable, "-m", "carflavor.server", "--model", model, "--host", _HOST, "--port", str(port)]
+    # A session of its own: Ctrl-C is for this process, which then ends the server.
     server = subprocess.Popen(
-        command,
+        [*command, "--workers", str(workers)],
         start_new_session=True,
         env={
             **os.environ,
             "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-            # `python -m mlflow` calls `uvicorn`, which a virtual environment that is not activated hides.
-            "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),
+            # Also where carflavor is not installed, as in an environment of `mlflow run`.
+            "PYTHONPATH": os.pathsep.join([str(_PROJECT), os.environ.get("PYTHONPATH", "")]),
+            **({"CARFLAVOR_EXPECTED_SHA256": digest} if digest else {}),
         },
     )
     try:
@@ -129,7 +152,6 @@ def _wait_until_healthy(server, url):
 
 
 def _ask(url, photo, box):
-    # Of the request forms, MLflow repeats the whole photo in its error message for `inputs`, and not for this one.
     body = {
         "dataframe_records": [{"image": base64.b64encode(photo).decode(), **dict(zip(BOX_COLUMNS, box, strict=True))}]
     }

@@ -57,5 +57,5 @@ def run_pipeline(config, project):
         mlflow.set_tag(tracking.MODEL_TAG, model)
         mlflow.set_tag(tracking.DATA_TAG, EMBEDDED_SAMPLE)
         _logger.info("On the sample's test photos: %s", ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-    print(f"\nThe model: {model}\nServe it:  mlflow models serve --model-uri {model} --env-manager local --port 5001")
+    print(f"\nThe model: {model}\nServe it:  mlflow run . -e deploy --env-manager local -P model={model}")
     return model

@@ -10,6 +10,7 @@ from carflavor.deploy import TARGETS, DeployConfig, deploy
 @click.option(
     "--port", default=DeployConfig.port, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
 )
+@click.option("--workers", default=DeployConfig.workers, show_default=True, type=click.IntRange(1, 64))
 @click.option(
     "--keep", default=DeployConfig.keep, show_default=True, type=bool, help="Serve until Ctrl-C, or end at once."
 )

@@ -1,7 +1,6 @@
-"""The packed model behind MLflow's real scoring server, started as people start it."""
+"""The packed model behind MLflow's real scoring server and behind ours, started as people start them."""
 
 import base64
-import contextlib
 import json
 import os
 import shutil
@@ -10,74 +9,29 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from conftest import CLASS_NAMES
+from servers import carflavor_server, free_port, mlflow_models_serve, request
 
 import carflavor
+from carflavor import flavor
 from carflavor.deploy import DeployConfig, deploy
 from carflavor.image import encode_jpeg
 
 PROJECT = Path(__file__).parents[1]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def request(url, body=None):
-    """Returns the status and the text that the server answers."""
-    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(
-            urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=60
-        ) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-@contextlib.contextmanager
-def mlflow_models_serve(model, env_manager, cwd, environment, seconds):
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    log = cwd / f"serve-{env_manager}.log"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", env_manager]
-    with open(log, "w") as file:
-        server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=cwd,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + seconds
-        while True:
-            with contextlib.suppress(OSError):
-                if request(f"{url}/health")[0] == 200:
-                    break
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
-        yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def server(packed_model, tmp_path_factory, clean_environment):
+@pytest.fixture(scope="module", params=["mlflow models serve", "carflavor.server"])
+def server(request, packed_model, tmp_path_factory, clean_environment):
+    """The address of each: a request is answered alike."""
     folder = tmp_path_factory.mktemp("serving")
-    with mlflow_models_serve(packed_model, "local", folder, clean_environment, seconds=120) as url:
-        yield f"{url}/invocations"
+    serve = mlflow_models_serve if request.param == "mlflow models serve" else carflavor_server
+    with serve(packed_model, folder, clean_environment) as running:
+        yield f"{running.url}/invocations"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +62,7 @@ def expected(packed_model, jpegs):
     ids=["dataframe_split", "dataframe_records", "inputs of columns", "inputs of rows", "instances"],
 )
 def test_server_answers_one_photo_or_many_in_every_form(server, texts, expected, form, count):
-    status, text = request(server, form(texts[:count]))
+    status, text, _ = request(server, form(texts[:count]))
     assert status == 200
     predictions = json.loads(text)["predictions"]
     assert [row["label"] for row in predictions] == expected["label"][:count].tolist()
@@ -120,7 +74,7 @@ def test_server_answers_one_photo_or_many_in_every_form(server, texts, expected,
 
 def test_server_takes_boxes_and_parameters(server, texts, jpegs, packed_model):
     rows = [{"image": texts[0], "x1": 10, "y1": 8, "x2": 40, "y2": 20}]
-    status, text = request(server, {"inputs": rows, "params": {"top_k": 2, "min_prob": 1.0}})
+    status, text, _ = request(server, {"inputs": rows, "params": {"top_k": 2, "min_prob": 1.0}})
     (answer,) = json.loads(text)["predictions"]
     by_hand = carflavor.load_model(packed_model).predict([jpegs[0]], [(10, 8, 40, 20)])
     assert status == 200
@@ -130,7 +84,7 @@ def test_server_takes_boxes_and_parameters(server, texts, jpegs, packed_model):
 
 def test_server_reports_bad_rows_beside_good_ones(server, texts):
     body = {"dataframe_split": {"columns": ["image"], "data": [["!!"], [texts[0]]]}, "params": {"on_error": "report"}}
-    status, text = request(server, body)
+    status, text, _ = request(server, body)
     first, second = json.loads(text)["predictions"]
     assert status == 200
     assert first == {
@@ -149,18 +103,18 @@ NO_PHOTO = base64.b64encode(b"no photo").decode()
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (NO_PHOTO, "row 1: expected a photo that OpenCV can decode, got 8 bytes of something else"),
+        (NO_PHOTO, "row 1: expected a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC, got 8 bytes of something else"),
         ("!!!", "row 1: expected a photo in base64, got a text that is no base64"),
         ("", "row 1: expected a photo in base64, got an empty text"),
         (None, "row 1: expected a photo, got null"),
         (5, "row 1: expected a photo, got int"),
         ([1, 2], "row 1: expected a photo, got list"),
-        ("/etc/passwd", "row 1: expected a photo"),
+        ("/etc/passwd", "row 1: expected a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC, got 8 bytes"),
     ],
 )
 def test_server_answers_400_with_row_and_reason(server, texts, value, reason):
     body = {"dataframe_split": {"columns": ["image"], "data": [[texts[0]], [value]]}}
-    status, text = request(server, body)
+    status, text, _ = request(server, body)
     assert status == 400
     assert reason in json.loads(text)["message"]
     assert "Traceback" not in text and "stack_trace" not in text
@@ -185,7 +139,7 @@ def test_server_answers_400_with_row_and_reason(server, texts, value, reason):
     ],
 )
 def test_server_answers_400_to_other_bodies(server, body):
-    status, text = request(server, body)
+    status, text, _ = request(server, body)
     assert status == 400
     assert "Traceback" not in text and "stack_trace" not in text
 
@@ -196,8 +150,8 @@ def test_serve_with_uv_builds_the_environment_from_the_model_alone(
     """In an environment that never saw carflavor, with the packages that requirements.txt names and no other."""
     assert shutil.which("uv", path=clean_environment["PATH"]), "uv is needed: pip install carflavor[test]"
     environment = {**clean_environment, "MLFLOW_ENV_ROOT": str(tmp_path / "environments")}
-    with mlflow_models_serve(packed_model, "uv", tmp_path, environment, seconds=600) as url:
-        status, text = request(f"{url}/invocations", {"inputs": {"image": texts}})
+    with mlflow_models_serve(packed_model, tmp_path, environment, "uv", seconds=600) as server:
+        status, text, _ = request(f"{server.url}/invocations", {"inputs": {"image": texts}})
     assert status == 200
     assert [row["label"] for row in json.loads(text)["predictions"]] == expected["label"].tolist()
 
@@ -210,6 +164,19 @@ def test_deploy_local_answers_and_ends(store, packed_model, capfd):
     output = capfd.readouterr().out
     assert "A photo of Aurora Hatchback 2011 is answered with" in output
     assert "curl -s -H 'Content-Type: application/json'" in output
+
+
+def test_deploy_demands_the_manifest_that_the_registry_names(store, packed_model, capfd):
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(packed_model, "model")
+    mlflow.register_model(f"runs:/{run.info.run_id}/model", "cars", tags={"carflavor.manifest_sha256": "0" * 64})
+    store.set_registered_model_alias("cars", "champion", "1")
+    for model in ("models:/cars/1", "models:/cars/latest", "models:/cars@champion"):
+        with pytest.raises(ValueError, match="The server ended with exit code 1 before it was healthy"):
+            deploy(DeployConfig(model, port=0, keep=False))
+        assert "expected a manifest.json with the SHA-256 0000000000" in capfd.readouterr().err
+    store.set_model_version_tag("cars", "1", "carflavor.manifest_sha256", flavor.manifest_sha256(packed_model))
+    assert deploy(DeployConfig("models:/cars@champion", port=0, keep=False))["predictions"]
 
 
 def test_deploy_local_serves_until_ctrl_c(store, packed_model, clean_environment, tmp_path):

@@ -1,0 +1,113 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from carflavor.batching import BatchingEngine
+
+
+class CountingEngine:
+    """Answers each photo with its first value, and holds a batch back until it is let go."""
+
+    name, precision, input_size = "counting", "float32", 1
+
+    def __init__(self):
+        self.batches = []
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+
+    def __call__(self, photos):
+        self.batches.append(photos[:, 0, 0, 0].tolist())
+        self.begun.release()
+        assert self.go_on.acquire(timeout=30)
+        if 255 in self.batches[-1]:
+            raise ValueError("no such photo")
+        return np.repeat(photos[:, 0, 0, :1].astype(np.float32), 2, axis=1)
+
+
+def square(*values):
+    return np.array(values, np.uint8).reshape(-1, 1, 1, 1).repeat(3, axis=3)
+
+
+@pytest.fixture
+def engine():
+    return CountingEngine()
+
+
+@pytest.fixture
+def calls():
+    """Calls in threads of their own, and what came of each."""
+    answers, threads = {}, []
+
+    def call(batching, *values):
+        def ask():
+            try:
+                answers[values] = batching(square(*values)).tolist()
+            except ValueError as error:
+                answers[values] = str(error)
+
+        threads.append(threading.Thread(target=ask))
+        threads[-1].start()
+        # In this order, so that the test knows which batch each is in.
+        deadline = time.monotonic() + 10
+        while not (batching._waiting.qsize() or values[0] in sum(batching._engine.batches, [])):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def finish():
+        for thread in threads:
+            thread.join(30)
+        return answers
+
+    call.finish = finish
+    return call
+
+
+def test_a_photo_goes_at_once_and_those_that_came_meanwhile_go_together(engine, calls):
+    sizes = []
+    batching = BatchingEngine(engine, sizes.append, largest_batch=4)
+    calls(batching, 1)
+    assert engine.begun.acquire(timeout=10)
+    for value in (2, 3, 4, 5, 6):
+        calls(batching, value)
+        while batching._waiting.qsize() < value - 1:
+            time.sleep(0.001)
+    engine.go_on.release(10)
+    assert calls.finish() == {(value,): [[value, value]] for value in range(1, 7)}
+    assert [len(batch) for batch in engine.batches] == [1, 4, 1]
+    assert engine.batches[1] == [2, 3, 4, 5]
+    assert sizes == [1, 4, 1]
+    assert time.monotonic() - batching.last_answer < 30
+
+
+def test_a_caller_with_many_photos_is_not_split_and_does_not_overfill_a_batch(engine, calls):
+    batching = BatchingEngine(engine, lambda size: None, largest_batch=4)
+    calls(batching, 1)
+    assert engine.begun.acquire(timeout=10)
+    waiting = 0
+    for values in ((2, 3), (4, 5, 6), (7, 8, 9, 10, 11), (12,)):
+        calls(batching, *values)
+        waiting += 1
+        while batching._waiting.qsize() < waiting:
+            time.sleep(0.001)
+    engine.go_on.release(10)
+    answers = calls.finish()
+    assert engine.batches == [[1], [2, 3], [4, 5, 6], [7, 8, 9, 10, 11], [12]]
+    assert answers[(7, 8, 9, 10, 11)] == [[value, value] for value in range(7, 12)]
+
+
+def test_an_error_reaches_those_of_its_batch_and_the_next_batch_is_answered(engine, calls):
+    batching = BatchingEngine(engine, lambda size: None, largest_batch=4)
+    engine.go_on.release(10)
+    calls(batching, 255)
+    assert calls.finish() == {(255,): "no such photo"}
+    before = batching.last_answer
+    calls(batching, 7)
+    assert calls.finish()[(7,)] == [[7, 7]]
+    assert before == 0 and batching.last_answer > 0
+
+
+def test_it_is_an_engine_like_the_one_it_calls(engine):
+    batching = BatchingEngine(engine, lambda size: None)
+    assert (batching.name, batching.precision, batching.input_size) == ("counting", "float32", 1)
