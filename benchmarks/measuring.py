@@ -8,13 +8,19 @@ import contextlib
 import json
 import os
 import platform
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
-# What decides which kernels oneDNN takes, in TensorFlow as in torch.
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
+# What decides which kernels oneDNN takes, in TensorFlow as in torch and in OpenVINO.
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
+_HEALTH_POLL_SECONDS = 0.05
+_LOG_LINES = 100
 
 
 def answer_rounds(build):
@@ -22,7 +28,8 @@ def answer_rounds(build):
 
     Args:
         build: Function that prepares all and warms it up. It returns a dict of what is worth knowing about it, such as
-            versions, and a function that measures one round: a list of numbers, for JSON.
+            versions, and a function that measures one round: a list of numbers for `take_turns`, or else anything that
+            JSON can hold.
     """
     # Libraries print as they like; the answers go where standard output was.
     with os.fdopen(os.dup(1), "w") as answers:
@@ -81,6 +88,113 @@ class Contestant:
         self._process.kill()
         self._process.communicate()
         self._log.close()
+
+
+class Server:
+    """A server and all processes that it starts, in a session of their own.
+
+    Args:
+        name: What to call it in errors.
+        command: List of program and arguments.
+        environment: Dict of environment variables beside those of this process.
+        url: `http://host:port` that it listens at; `/health` answers 200 once it serves.
+        folder: Its current folder.
+
+    Attributes:
+        url: As given.
+    """
+
+    def __init__(self, name, command, environment, url, folder):
+        self.url = url
+        self._name = name
+        self._log = tempfile.TemporaryFile()
+        self._started = time.perf_counter()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=os.environ | environment,
+            cwd=folder,
+            start_new_session=True,
+        )
+
+    def wait_until_healthy(self, timeout=300):
+        """Returns the seconds from the start until it was healthy.
+
+        Raises:
+            ChildProcessError: If it ends or is not healthy in time; with what it wrote.
+        """
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=timeout):
+                return time.perf_counter() - self._started
+            if self._process.poll() is not None:
+                raise ChildProcessError(
+                    f"{self.read_log()}{self._name} ended with exit code {self._process.returncode}"
+                )
+            if time.perf_counter() - self._started > timeout:
+                raise ChildProcessError(f"{self.read_log()}{self._name} is not healthy after {timeout} seconds")
+            time.sleep(_HEALTH_POLL_SECONDS)
+
+    def memory(self):
+        """Returns the bytes of memory that its processes take together; see `memory_of`."""
+        return memory_of(_processes_of_session(self._process.pid))
+
+    def end(self, timeout=60):
+        """Ends it as an operator does, by SIGTERM, and returns its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: If it goes on.
+        """
+        os.kill(self._process.pid, signal.SIGTERM)
+        return self._process.wait(timeout)
+
+    def read_log(self, lines=_LOG_LINES):
+        """Returns the last lines of what it wrote so far."""
+        # Not through the handle that the server writes with: they share a position.
+        text = Path(f"/proc/self/fd/{self._log.fileno()}").read_text(errors="replace")
+        return "".join(text.splitlines(keepends=True)[-lines:])
+
+    def close(self):
+        """Ends all its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+
+def find_free_port():
+    """Returns a port of this machine that nothing listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def memory_of(pids):
+    """Returns the bytes of memory that lie in RAM for some processes: their own pages, and once those they share.
+
+    Of one process that is its resident set size. The proportional set size would depend on who else runs here: half of
+    a library would count for another contestant. Which pages are shared by whom is not known, so what one process
+    shares is taken to hold what the others share.
+    """
+    own, shared = 0, [0]
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        kilobytes = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
+        own += 1024 * (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"])
+        shared.append(1024 * (kilobytes["Shared_Clean"] + kilobytes["Shared_Dirty"]))
+    return own + max(shared)
+
+
+def _processes_of_session(session):
+    for folder in Path("/proc").glob("[0-9]*"):
+        # The name, in brackets, may hold anything; after it come state, parent, process group and session.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                yield int(folder.name)
 
 
 def take_turns(commands, rounds, say):
