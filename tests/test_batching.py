@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from carflavor.batching import BatchingEngine
+from carflavor.serving.batching import BatchingEngine
 
 
 class CountingEngine:
@@ -106,6 +106,20 @@ def test_an_error_reaches_those_of_its_batch_and_the_next_batch_is_answered(engi
     calls(batching, 7)
     assert calls.finish()[(7,)] == [[7, 7]]
     assert before == 0 and batching.last_answer > 0
+
+
+def test_who_no_longer_waits_is_left_out_and_the_others_are_answered(engine, calls):
+    batching = BatchingEngine(engine, lambda size: None, largest_batch=4)
+    computed = batching.submit(square(1))
+    assert engine.begun.acquire(timeout=10)
+    waiting = batching.submit(square(2))
+    assert not computed.cancel()
+    assert waiting.cancel()
+    calls(batching, 3)
+    engine.go_on.release(10)
+    assert calls.finish() == {(3,): [[3, 3]]}
+    assert computed.result(timeout=10).tolist() == [[1, 1]]
+    assert engine.batches == [[1], [3]]
 
 
 def test_it_is_an_engine_like_the_one_it_calls(engine):

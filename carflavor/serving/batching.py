@@ -78,6 +78,10 @@ class BatchingEngine:
         return None
 
     def _answer(self, batch):
+        # Who gave up meanwhile is left out. The others can no longer give up, or set_result would end this thread.
+        batch = [(photos, answer) for photos, answer in batch if answer.set_running_or_notify_cancel()]
+        if not batch:
+            return
         try:
             probabilities = self._engine(np.concatenate([photos for photos, _ in batch]))
         except BaseException as error:  # the thread must live on, whatever a batch has done to the engine
