@@ -304,7 +304,7 @@ def _load_classifier(path, engine=None, allow_fallback=None, expected_sha256=Non
         loaded = engines.load_engine(
             path / _DATA,
             path / _ENGINE,
-            manifest.get("engine", {"name": "keras", "precision": "float32"}),
+            manifest["engine"],
             engine or os.environ.get("CARFLAVOR_ENGINE"),
             read_switch("CARFLAVOR_ALLOW_FALLBACK", False) if allow_fallback is None else allow_fallback,
             read_number("CARFLAVOR_THREADS", None),
@@ -333,6 +333,9 @@ def read_manifest(path, expected_sha256=None):
     Args:
         path: Path of the model directory.
         expected_sha256: SHA-256 that the manifest must have, instead of `CARFLAVOR_EXPECTED_SHA256` or else any.
+
+    Returns:
+        The manifest, a dict.
 
     Raises:
         MlflowException: If there is none, it is not the expected one, it is damaged, it is of a newer format, or a
@@ -377,7 +380,8 @@ def read_manifest(path, expected_sha256=None):
             f"{path}: {min(added)} is not among the files that were packed (there is no SHA-256 of it in {_MANIFEST})",
             error_code=INVALID_PARAMETER_VALUE,
         )
-    return manifest
+    # Format 1 knew no other.
+    return {"engine": {"name": "keras", "precision": "float32"}, **manifest}
 
 
 def _say_which_code_runs(path, manifest):

@@ -57,6 +57,15 @@ def test_package_packs_openvino_and_says_how_it_compares(store, logged_model, da
     assert store.get_model_version("cars", "1").tags["carflavor.manifest_sha256"] == flavor.manifest_sha256(path)
 
 
+def test_package_packs_a_model_of_openvino_for_keras_again(store, logged_model, photos):
+    package(PackageConfig(logged_model, register_as="cars", precision="float32"))
+    package(PackageConfig("models:/cars/1", register_as="cars", engine="keras"))
+    before, after = (carflavor.load_model(f"models:/cars/{version}") for version in (1, 2))
+    assert (before.engine.name, after.engine.name) == ("openvino", "keras")
+    assert after.manifest["training"] == {"crop": "box"}
+    np.testing.assert_allclose(after.predict(photos)["prob"], before.predict(photos)["prob"], rtol=1e-4)
+
+
 def test_package_takes_the_fastest_precision_that_passes(store, logged_model, monkeypatch, caplog):
     monkeypatch.setattr(engines, "cpu_has_bfloat16", lambda: True)
     package(PackageConfig(logged_model, register_as="cars"))
@@ -80,6 +89,13 @@ def test_package_quantises_on_training_photos(store, logged_model):
     classifier = carflavor.load_model("models:/cars/1")
     assert (classifier.engine.name, classifier.engine.precision) == ("openvino", "int8")
     assert classifier.manifest["parity"]["crops"]["box"]["mean_difference"] > 0
+
+
+def test_package_measures_the_engine_that_it_packs_whatever_else_is_to_be_loaded(store, logged_model, monkeypatch):
+    monkeypatch.setenv("CARFLAVOR_ENGINE", "keras")
+    package(PackageConfig(logged_model, register_as="cars", precision="int8"))
+    manifest = carflavor.load_model("models:/cars/1").manifest
+    assert manifest["parity"]["crops"]["box"]["mean_difference"] > 0
 
 
 def test_package_refuses_an_engine_that_answers_otherwise(store, logged_model, monkeypatch):
