@@ -9,6 +9,7 @@ package; what a model directory has under `code/` is checked and never imported.
 """
 
 import asyncio
+import base64
 import itertools
 import json
 import logging
@@ -18,45 +19,45 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import mlflow
 import numpy as np
-import prometheus_client
-import prometheus_client.multiprocess
 import uvicorn
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, scoring_server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from carflavor import flavor
-from carflavor.batching import LARGEST_BATCH, BatchingEngine
-from carflavor.bodies import check_body
 from carflavor.data.example import example_photo
 from carflavor.data.locations import resolve_input
 from carflavor.image import decode
 from carflavor.limits import count_cores, read_limits
 from carflavor.scoring import Base64, check_parameters, failed_row, name_rows
+from carflavor.serving.batching import LARGEST_BATCH, BatchingEngine
+from carflavor.serving.bodies import check_body
+from carflavor.serving.connections import SECONDS_TO_SEND
+from carflavor.serving.logs import LONGEST_TEXT, set_up_logging
+from carflavor.serving.metrics import METRICS_VARIABLE, Metrics
+from carflavor.serving.openapi import describe_interface
 
 _MODEL_VARIABLE = "CARFLAVOR_SERVED_MODEL"  # how worker processes know what to serve
-_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where they share what they count
-_SECONDS_TO_SEND = 30  # a whole body
 _SECONDS_TO_DRAIN = 30
-_SECONDS_TO_LINGER = 0.5
-_LARGEST_HEAD = 65_536  # bytes
 _SECONDS_BETWEEN_CHECKS = 10
 _SECONDS_TO_CHECK = 5
-_LATENCIES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
+_WARM_UP_SIZES = (LARGEST_BATCH, 8, 4, 2, 1)  # all sizes would take half a minute on a slow CPU
 _ERROR_CODES = {500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}  # as MLflow calls them
-_LONGEST_TEXT = 1500  # characters of an answer or the log; ten rows with their reasons have as many
+_READING = ("GET", "HEAD")
+_METHODS = {
+    "/invocations": ("POST",),
+    **dict.fromkeys(("/health", "/ping", "/metrics", "/openapi.json"), _READING),
+    "/version": ("GET",),
+}
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 _logger = logging.getLogger("carflavor.server")  # also where it is run as a program
@@ -87,45 +88,6 @@ class Refusal(Exception):
         self.status = status
 
 
-class Metrics:
-    """What is counted, for Prometheus."""
-
-    def __init__(self):
-        self._registry = prometheus_client.CollectorRegistry()
-        self.requests = prometheus_client.Counter(
-            "carflavor_requests", "Requests to /invocations.", ["status"], registry=self._registry
-        )
-        self.seconds = prometheus_client.Histogram(
-            "carflavor_request_seconds",
-            "Seconds from the head of a request to the end of its answer.",
-            buckets=_LATENCIES,
-            registry=self._registry,
-        )
-        self.photos = prometheus_client.Counter(
-            "carflavor_photos", "Photos of answered requests.", registry=self._registry
-        )
-        self.batches = prometheus_client.Histogram(
-            "carflavor_batch_photos",
-            "Photos that went through the network together.",
-            buckets=(1, 2, 4, 8, 16, 32),
-            registry=self._registry,
-        )
-        self.pending = prometheus_client.Gauge(
-            "carflavor_pending_requests",
-            "Requests that are read, wait or are being answered.",
-            registry=self._registry,
-            multiprocess_mode="livesum",
-        )
-
-    def render(self):
-        """Returns the metrics of all worker processes in Prometheus's text form, as bytes."""
-        if _METRICS_VARIABLE not in os.environ:
-            return prometheus_client.generate_latest(self._registry)
-        registry = prometheus_client.CollectorRegistry()
-        prometheus_client.multiprocess.MultiProcessCollector(registry)
-        return prometheus_client.generate_latest(registry)
-
-
 class ScoringApp:
     """The ASGI app.
 
@@ -150,33 +112,35 @@ class ScoringApp:
         self._model = PyFuncModel(Model.load(path), pyfunc_model)
         self._schema = self._model.metadata.get_input_schema()
         self._app = scoring_server.init(self._model)
+        data = example_photo()[0]
+        self._example = decode(data)
+        self._interface = json.dumps(describe_interface(limits, base64.b64encode(data).decode())).encode()
         self._check = None
         self._process, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
         self._warm_up()
 
     def _warm_up(self):
-        # OpenVINO prepares itself for each size of batch when it first meets it.
-        photo = self._example = decode(example_photo()[0])
-        for size in range(LARGEST_BATCH, 0, -1):
-            self._classifier.predict([photo] * size)
+        # The first batches are slow: of Keras those of each of these sizes, for which it compiles the network.
+        for size in _WARM_UP_SIZES:
+            self._classifier.predict([self._example] * size)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
-        elif scope["path"] == "/invocations" and scope["method"] == "POST":
+        elif scope["method"] not in _METHODS.get(scope["path"], _READING):
+            await _refuse_method(scope["path"], send)
+        elif scope["path"] == "/invocations":
             await self._invoke(scope, receive, send)
-        elif scope["path"] in ("/health", "/ping") and scope["method"] in ("GET", "HEAD"):
+        elif scope["path"] in ("/health", "/ping"):
             await _send(send, 200 if await self._is_healthy() else 503, b"\n")
-        elif scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD"):
-            await _send(send, 200, self._metrics.render(), prometheus_client.CONTENT_TYPE_LATEST)
-        elif scope["method"] in ("GET", "HEAD"):
-            await self._app(scope, receive, send)
+        elif scope["path"] == "/metrics":
+            await _send(send, 200, self._metrics.render(), Metrics.CONTENT_TYPE)
+        elif scope["path"] == "/openapi.json":
+            await _send(send, 200, self._interface)
         else:
-            # MLflow's router also takes `/invocations` with a line break behind it, where none of the limits hold.
-            status = 405 if scope["path"] == "/invocations" else 404
-            await _send(send, status, _describe_error(status, "expected POST /invocations or a GET of another path"))
+            await self._app(scope, receive, send)
 
     async def _live(self, receive, send):
         await receive()
@@ -259,7 +223,7 @@ class ScoringApp:
                 raise
             # MLflow puts what was sent before the reason, and a value that is not what it expects into it.
             reason = error.message.rpartition("Error: ")[2]
-            raise Refusal(error.get_http_status_code(), reason[:_LONGEST_TEXT]) from None
+            raise Refusal(error.get_http_status_code(), reason[:LONGEST_TEXT]) from None
         return answer.response
 
     async def _score_one(self, photo, box, top_k=5, min_prob=0.0, on_error="raise"):
@@ -291,7 +255,7 @@ class ScoringApp:
             raise too_large
         body = bytearray()  # not a list of parts: the memory of many small ones stays with the process
         try:
-            async with asyncio.timeout(_SECONDS_TO_SEND):
+            async with asyncio.timeout(SECONDS_TO_SEND):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -307,7 +271,7 @@ class ScoringApp:
                     if not message.get("more_body", False):
                         return body
         except TimeoutError:
-            raise Refusal(408, f"expected the whole body within {_SECONDS_TO_SEND} s") from None
+            raise Refusal(408, f"expected the whole body within {SECONDS_TO_SEND} s") from None
 
 
 def _are_usual(params):
@@ -346,6 +310,16 @@ def _describe_error(status, message):
     return json.dumps({"error_code": code, "message": message}).encode()
 
 
+async def _refuse_method(path, send):
+    # MLflow's router also takes `/invocations` with a line break behind it, where none of the limits hold.
+    if methods := _METHODS.get(path):
+        message = f"expected the method {' or '.join(methods)} for {path}, got another one"
+        allow = [(b"allow", ", ".join(methods).encode())]
+        await _send(send, 405, _describe_error(405, message), headers=allow)
+    else:
+        await _send(send, 404, _describe_error(404, "expected a path that /openapi.json lists, got another one"))
+
+
 async def _send(send, status, body, content_type="application/json", headers=()):
     headers = [
         (b"content-type", content_type.encode()),
@@ -358,108 +332,8 @@ async def _send(send, status, body, content_type="application/json", headers=())
 
 def create_app():
     """Returns the app of a worker process, which the environment tells what to serve."""
-    _set_up_logging()
+    set_up_logging()
     return ScoringApp(Path(os.environ[_MODEL_VARIABLE]), read_limits(ServerLimits))
-
-
-class _JsonFormatter(logging.Formatter):
-    """A line of JSON an event: for people still legible, for programs to search."""
-
-    def format(self, record):
-        entry = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "process": record.process,
-            "event": record.getMessage()[:_LONGEST_TEXT],  # MLflow tells names that callers sent
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            entry["exception"] = _describe(record.exc_info)
-        return json.dumps(entry)
-
-
-def _describe(exc_info):
-    # Where, and what kind, but not the text: it may hold what a caller sent.
-    kind, _, trace = exc_info
-    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]
-    return f"{kind.__name__} at {' < '.join(reversed(places))}"
-
-
-def _set_up_logging():
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("carflavor").setLevel(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.INFO)
-    # MLflow's goes to a handler of its own.
-    logging.getLogger("mlflow").handlers.clear()
-    logging.getLogger("mlflow").propagate = True
-
-
-class Connection(HttpToolsProtocol):
-    """A connection of uvicorn's that ends where a caller takes for ever, and not while a request is on its way.
-
-    uvicorn takes heads of any length, waits without end for them and for who does not read its answers, and at SIGTERM
-    hangs up on everybody who waits for none at that moment.
-    """
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        self._head_bytes = 0
-        self._ending = False
-        # Of the first request, of each one, and of answers that are not read.
-        self._sending = self._abort_after(_SECONDS_TO_SEND)
-        self._reading = None
-
-    def connection_lost(self, exc):
-        self._sending.cancel()
-        self.resume_writing()
-        super().connection_lost(exc)
-
-    def data_received(self, data):
-        self._head_bytes += len(data)
-        super().data_received(data)
-        if self._head_bytes > _LARGEST_HEAD and not self.transport.is_closing():
-            self.send_400_response(f"expected a head of at most {_LARGEST_HEAD:,} bytes, got more")
-
-    def on_message_begin(self):
-        super().on_message_begin()
-        self._sending.cancel()
-        self._sending = self._abort_after(_SECONDS_TO_SEND + 1)  # the app refuses a body that is late before
-
-    def on_headers_complete(self):
-        super().on_headers_complete()
-        self._head_bytes = 0
-        if self._ending:
-            self.cycle.keep_alive = False
-
-    def on_body(self, body):
-        super().on_body(body)
-        self._head_bytes = 0
-
-    def on_message_complete(self):
-        super().on_message_complete()
-        self._head_bytes = 0
-        self._sending.cancel()
-
-    def pause_writing(self):
-        super().pause_writing()
-        self._reading = self._abort_after(_SECONDS_TO_SEND)
-
-    def resume_writing(self):
-        super().resume_writing()
-        if self._reading:
-            self._reading.cancel()
-
-    def shutdown(self):
-        self._ending = True
-        if self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(_SECONDS_TO_LINGER, super().shutdown)
-        else:
-            super().shutdown()
-
-    def _abort_after(self, seconds):
-        return self.loop.call_later(seconds, self.transport.abort)
 
 
 @click.command()
@@ -477,7 +351,7 @@ def main(model, host, port, workers):
     options = {
         "host": host,
         "port": port,
-        "http": "carflavor.server:Connection",
+        "http": "carflavor.serving.connections:Connection",
         "log_config": None,
         "access_log": False,
         "server_header": False,
@@ -486,12 +360,12 @@ def main(model, host, port, workers):
     try:
         path = resolve_input(model, "model")
         if workers == 1:
-            _set_up_logging()
+            set_up_logging()
             uvicorn.run(ScoringApp(path, read_limits(ServerLimits)), **options)
         else:
             flavor.read_manifest(path)
             with tempfile.TemporaryDirectory() as folder:
-                os.environ |= {_MODEL_VARIABLE: str(path), _METRICS_VARIABLE: folder}
+                os.environ |= {_MODEL_VARIABLE: str(path), METRICS_VARIABLE: folder}
                 uvicorn.run("carflavor.server:create_app", factory=True, workers=workers, **options)
     except (ValueError, OSError, mlflow.MlflowException) as error:
         raise click.ClickException(str(error)) from error

@@ -48,6 +48,15 @@ def request(url, body=None, headers=None, timeout=60):
             return error.code, error.read().decode(), error.headers
 
 
+def wait_until(condition, seconds=30):
+    """Waits until a function returns anything that is true, and returns that."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
 @contextlib.contextmanager
 def _serving(command, log, cwd, environment, seconds):
     url = f"http://127.0.0.1:{(port := free_port())}"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from carflavor.bodies import check_body
+from carflavor.serving.bodies import check_body
 
 
 @pytest.mark.parametrize(

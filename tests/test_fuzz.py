@@ -22,10 +22,10 @@ from mlflow.exceptions import MlflowException
 
 import carflavor
 from carflavor import image
-from carflavor.bodies import FORMS, Body, check_body
 from carflavor.image import decode
 from carflavor.scoring import PyfuncModel, decode_base64
 from carflavor.server import ScoringApp, ServerLimits
+from carflavor.serving.bodies import FORMS, Body, check_body
 
 SECONDS = float(os.environ.get("CARFLAVOR_FUZZ_SECONDS", "0"))
 SETTINGS = settings(
