@@ -303,6 +303,8 @@ INSIDE = "row 0: expected a box with x1 < x2 and y1 < y2 inside the photo of 60 
 CHUNKED = head(more="Transfer-Encoding: chunked\r\n")
 LONG_HEAD = "expected a head of at most 65,536 bytes, got more"
 JSON_ONLY = "expected a body with the Content-Type application/json in UTF-8"
+NO_PATH = "expected a path that /openapi.json lists, got another one"
+NO_METHOD = "expected the method POST for /invocations, got another one"
 BAD_HTTP = "Invalid HTTP request received."
 
 
@@ -603,31 +605,31 @@ GOOD_TEXTS = {
     "base64 with too much padding": lambda text: text + "==",
 }
 PATHS = {
-    "a wrong path": ("/nothing", 404, "expected POST /invocations or a GET"),
-    "a slash too many": ("//invocations", 404, "expected POST /invocations or a GET"),
-    "a slash at the end": ("/invocations/", 404, "expected POST /invocations or a GET"),
-    "a path in capitals": ("/INVOCATIONS", 404, "expected POST /invocations or a GET"),
-    "a path that climbs": ("/../../../../etc/passwd", 404, "expected POST /invocations or a GET"),
-    "a path that climbs in percents": ("/%2e%2e/%2e%2e/etc/passwd", 404, "expected POST /invocations or a GET"),
-    "a path with a dot": ("/./invocations", 404, "expected POST /invocations or a GET"),
-    "a path with a line break": ("/invocations%0A", 404, "expected POST /invocations or a GET"),
-    "a path with NUL": ("/invocations%00", 404, "expected POST /invocations or a GET"),
-    "another route's path": ("/ping", 404, "expected POST /invocations or a GET"),
+    "a wrong path": ("/nothing", 404, NO_PATH),
+    "a slash too many": ("//invocations", 404, NO_PATH),
+    "a slash at the end": ("/invocations/", 404, NO_PATH),
+    "a path in capitals": ("/INVOCATIONS", 404, NO_PATH),
+    "a path that climbs": ("/../../../../etc/passwd", 404, NO_PATH),
+    "a path that climbs in percents": ("/%2e%2e/%2e%2e/etc/passwd", 404, NO_PATH),
+    "a path with a dot": ("/./invocations", 404, NO_PATH),
+    "a path with a line break": ("/invocations%0A", 404, NO_PATH),
+    "a path with NUL": ("/invocations%00", 404, NO_PATH),
+    "another route's path": ("/ping", 405, "expected the method GET or HEAD for /ping"),
     "a path that is no ASCII": ("/ü", 400, BAD_HTTP),
-    "a path of 60,000 characters": ("/" + "x" * 60_000, 404, "expected POST /invocations or a GET"),
+    "a path of 60,000 characters": ("/" + "x" * 60_000, 404, NO_PATH),
     "a path with a query": ("/invocations?x=1&x=%ff", 200, GOOD),
     "a path in percents": ("/%69nvocations", 200, GOOD),
     "a whole URL": ("http://cars/invocations", 200, GOOD),
     "the URL of another server": ("http://169.254.169.254/invocations", 200, GOOD),
 }
 METHODS = {
-    "GET": (405, "Method Not Allowed"),
-    "PUT": (405, "expected POST /invocations"),
-    "DELETE": (405, "expected POST /invocations"),
-    "PATCH": (405, "expected POST /invocations"),
-    "OPTIONS": (405, "expected POST /invocations"),
-    "TRACE": (405, "expected POST /invocations"),
-    "PROPFIND": (405, "expected POST /invocations"),
+    "GET": (405, NO_METHOD),
+    "PUT": (405, NO_METHOD),
+    "DELETE": (405, NO_METHOD),
+    "PATCH": (405, NO_METHOD),
+    "OPTIONS": (405, NO_METHOD),
+    "TRACE": (405, NO_METHOD),
+    "PROPFIND": (405, NO_METHOD),
     "post": (400, BAD_HTTP),
     "HACK": (400, BAD_HTTP),
 }
@@ -783,7 +785,7 @@ CASES = [
     Case("HTTP/0.9", lambda: b"GET /\r\n\r\n", 404, "Not Found"),
     Case("a chunk of a negative length", lambda: CHUNKED + b"-5\r\n", 400, ""),
     Case("a chunk of 2^80 bytes", lambda: CHUNKED + b"f" * 20 + b"\r\n", 400, ""),
-    Case("a websocket", lambda: _upgrade(get("/invocations"), "websocket"), 405, "Method Not Allowed"),
+    Case("a websocket", lambda: _upgrade(get("/invocations"), "websocket"), 405, NO_METHOD),
     Case("HTTP/2 by upgrade", lambda: _upgrade(get("/ping"), "h2c"), 200, "\n"),
     Case("a tunnel", lambda: b"CONNECT cars:443 HTTP/1.1\r\nHost: cars\r\n\r\n", 400, ""),
     Case("a path of 100 MB", lambda: endless(b"POST /", b"x" * 10), 400, LONG_HEAD),
