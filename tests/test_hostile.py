@@ -9,7 +9,8 @@ import socket
 import time
 
 import pytest
-from hostile import BODY, CASES, CLOSED, GOOD, post, run_all
+from callers import CLOSED, run_all
+from hostile import BODY, CASES, GOOD, WITNESSED, post
 from servers import carflavor_server, request
 
 
@@ -41,7 +42,7 @@ def deaf_caller(address):
 def results(server, address, deaf_caller):
     """By the name of a case: what came of it, bytes of extra memory, and how long another caller waited."""
     before = request(f"{server.url}/invocations", BODY)[:2]
-    results = {case.name: result for case, *result in run_all(CASES, address, server.process.pid)}
+    results = {case.name: result for case, *result in run_all(CASES, WITNESSED, address, server.process.pid)}
     assert request(f"{server.url}/health")[0] == 200
     assert request(f"{server.url}/invocations", BODY)[:2] == before
     assert before[0] == 200
