@@ -18,6 +18,7 @@ ENGINES = ("keras", "openvino")
 # Arithmetic of the convolutions. OpenVINO knows the first two by these names.
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # int8: what was not quantised
 IR_FILE = "network.xml"
+IR_FILES = (IR_FILE, "network.bin")
 # As many photos as NNCF takes by default to find the ranges of the activations.
 CALIBRATION_PHOTOS = 300
 

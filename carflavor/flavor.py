@@ -201,7 +201,8 @@ def _input_example():
     return pd.DataFrame([[base64.b64encode(photo).decode(), *map(float, box)]], columns=["image", *BOX_COLUMNS])
 
 
-def _signature():
+def build_signature():
+    """Returns the `mlflow.models.ModelSignature` of every model: photos in, predictions out."""
     top_k = Array(Object([Property("label", DataType.string), Property("prob", DataType.double)]))
     return ModelSignature(
         inputs=Schema([ColSpec("string", "image"), *(ColSpec("double", name, required=False) for name in BOX_COLUMNS)]),
@@ -226,7 +227,7 @@ def _signature():
 
 def _add_flavors(mlflow_model, path):
     network = mlflow_model.flavors["tensorflow"]
-    mlflow_model.signature = _signature()
+    mlflow_model.signature = build_signature()
     # mlflow.keras reads `data`; mlflow.tensorflow, where it finds this entry, takes everything from it.
     mlflow_model.add_flavor("keras", **network)
     mlflow_model.add_flavor(FLAVOR_NAME, carflavor_version=__version__, format_version=FORMAT_VERSION, code=_CODE)
@@ -342,46 +343,42 @@ def read_manifest(path, expected_sha256=None):
             file was changed, is missing or is in the folders that loading reads and not in the manifest.
     """
     if not (path / _MANIFEST).is_file():
-        raise MlflowException(
-            f"{path}: expected a model that carflavor wrote, with a {_MANIFEST}, got none",
-            error_code=INVALID_PARAMETER_VALUE,
-        )
+        raise _refusal(path, f"expected a model that carflavor wrote, with a {_MANIFEST}, got none")
     expected_sha256 = (expected_sha256 or os.environ.get("CARFLAVOR_EXPECTED_SHA256", "")).strip().lower()
     if expected_sha256 and expected_sha256 != (found := manifest_sha256(path)):
-        raise MlflowException(
-            f"{path}: expected a {_MANIFEST} with the SHA-256 {expected_sha256}, got {found}",
-            error_code=INVALID_PARAMETER_VALUE,
-        )
+        raise _refusal(path, f"expected a {_MANIFEST} with the SHA-256 {expected_sha256}, got {found}")
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        missing = {_CLASSES, f"{_DATA}/model.keras"} - set(manifest["sha256"])
+        needed = {_CLASSES, f"{_DATA}/model.keras"}
+        if manifest.get("engine", {}).get("name") == "openvino":
+            needed |= {f"{_ENGINE}/{name}" for name in engines.IR_FILES}
+        missing = needed - set(manifest["sha256"].keys())
         missing |= {"format_version", "carflavor_version", "crop_margin", "image_size"} - set(manifest)
-    except (ValueError, KeyError, TypeError) as error:
+        is_newer = int(manifest.get("format_version", 0)) > FORMAT_VERSION
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         missing = {repr(error)}
     if missing:
-        raise MlflowException(
-            f"{path}: {_MANIFEST} is damaged, it lacks {', '.join(sorted(missing))}",
-            error_code=INVALID_PARAMETER_VALUE,
-        )
-    if manifest["format_version"] > FORMAT_VERSION:
-        raise MlflowException(
-            f"{path}: expected a model of format {FORMAT_VERSION} or older, got {manifest['format_version']}: "
+        raise _refusal(path, f"{_MANIFEST} is damaged, it lacks {', '.join(sorted(missing))}")
+    if is_newer:
+        raise _refusal(
+            path,
+            f"expected a model of format {FORMAT_VERSION} or older, got {manifest['format_version']}: "
             f"install carflavor {manifest['carflavor_version']} or newer",
-            error_code=INVALID_PARAMETER_VALUE,
         )
     for name, expected in manifest["sha256"].items():
         if not (path / name).is_file() or _sha256(path / name) != expected:
-            raise MlflowException(
-                f"{path}: {name} is not the file that was packed (its SHA-256 differs from {_MANIFEST})",
-                error_code=INVALID_PARAMETER_VALUE,
-            )
+            raise _refusal(path, f"{name} is not the file that was packed (its SHA-256 differs from {_MANIFEST})")
     if added := set(_files_that_loading_reads(path)) - set(manifest["sha256"]):
-        raise MlflowException(
-            f"{path}: {min(added)} is not among the files that were packed (there is no SHA-256 of it in {_MANIFEST})",
-            error_code=INVALID_PARAMETER_VALUE,
+        raise _refusal(
+            path,
+            f"{min(added)} is not among the files that were packed (there is no SHA-256 of it in {_MANIFEST})",
         )
     # Format 1 knew no other.
     return {"engine": {"name": "keras", "precision": "float32"}, **manifest}
+
+
+def _refusal(path, message):
+    return MlflowException(f"{path}: {message}", error_code=INVALID_PARAMETER_VALUE)
 
 
 def _say_which_code_runs(path, manifest):
@@ -401,9 +398,12 @@ def _say_which_code_runs(path, manifest):
 
 
 def _files_that_loading_reads(path):
+    """Returns the names of the files that loading may read, and of links, behind which there may be more."""
     folders = (path / _DATA, path / _ENGINE, path / _CODE)
-    files = [_CLASSES, *(file.relative_to(path).as_posix() for folder in folders for file in folder.rglob("*"))]
-    return sorted(name for name in files if (path / name).is_file() and "__pycache__" not in name)
+    found = [file for folder in folders for file in folder.rglob("*") if file.is_file() or file.is_symlink()]
+    # What Python compiles it writes there itself.
+    names = [file.relative_to(path) for file in found if "__pycache__" not in file.relative_to(path).parts]
+    return sorted([_CLASSES, *(name.as_posix() for name in names)])
 
 
 def _python_files(folder):

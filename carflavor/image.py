@@ -4,6 +4,7 @@ Preprocessing, evaluation and serving all come through here, so that what is ser
 """
 
 import io
+import itertools
 import os
 import re
 import struct
@@ -34,6 +35,7 @@ _JPEG_END, _JPEG_SCAN, _JPEG_FRAMES = 0xD9, 0xDA, {*range(0xC0, 0xD0)} - {0xC4, 
 # Each passes over the whole photo, however little it brings: 100 over 25 megapixels take 2.5 s. Encoders write about
 # ten, or 18 for CMYK; libtiff has the first limit for JPEGs in a TIFF (LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER).
 _MAX_JPEG_SCANS, _LARGE_JPEG, _MAX_LARGE_JPEG_SCANS = 100, 5_000_000, 20
+_MAX_JPEG_SEGMENTS = 10_000  # a segment has up to 64 kB: profiles and previews take a hundred or so
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _LARGE_PNG = 1_000_000  # bytes, which unpack in a second at most, whatever they are
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
@@ -103,7 +105,11 @@ def decode(data, max_pixels=MAX_PIXELS, wait_for_room=None):
 def _open_jpeg(data):
     """Goes from marker to marker: what is inside an embedded preview or after the end is not the photo's."""
     position, size, is_cmyk, scans = 2, None, False, 0
-    while marker := _JPEG_MARKER.search(data, position):
+    for segment in itertools.count():
+        if segment > _MAX_JPEG_SEGMENTS:
+            raise _Refusal(f"expected a JPEG of at most {_MAX_JPEG_SEGMENTS:,} segments, got one of more")
+        if not (marker := _JPEG_MARKER.search(data, position)):
+            break
         kind, start = marker[1][0], marker.end()
         if kind == _JPEG_END:
             return size, is_cmyk, lambda: _decode_by_opencv(data)

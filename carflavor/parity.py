@@ -31,6 +31,8 @@ class Parity:
     @property
     def refusal(self):
         """Why the engine may not serve the model, or an empty text."""
+        if not np.isfinite(self.max_difference):
+            return "it answers with what is no number"
         if self.agreement < MIN_AGREEMENT:
             return f"it agrees with Keras on less than {MIN_AGREEMENT:.1%} of the photos"
         if -self.comparison.difference > MAX_LOSS and self.comparison.high < 0:
@@ -71,20 +73,25 @@ def measure_parity(labels, probabilities, keras_probabilities, class_names, unse
         keras_probabilities: (N, C) float, of Keras in float32.
         class_names: C names.
         unseen: The same two arrays of other photos, for agreement and differences where the network has learned the
-            N photos: it is sure of those, and engines agree on what a network is sure of.
+            N photos: it is sure of those, and engines agree on what a network is sure of. Those where they agree less
+            count.
 
     Returns:
         `Parity`.
     """
     comparison = compare(labels, probabilities.argmax(axis=1), keras_probabilities.argmax(axis=1), class_names)
-    if unseen is not None:
-        probabilities, keras_probabilities = unseen
+    pairs = [*([unseen] if unseen else []), (probabilities, keras_probabilities)]
+    probabilities, keras_probabilities = min(pairs, key=lambda pair: _agreement(*pair))
     predicted, keras_predicted = probabilities.argmax(axis=1), keras_probabilities.argmax(axis=1)
     differences = np.abs(probabilities - keras_probabilities)
     return Parity(
         photos=len(predicted),
-        agreement=float(np.mean(predicted == keras_predicted)),
-        max_difference=float(differences.max()),
+        agreement=_agreement(probabilities, keras_probabilities),
+        max_difference=float(np.max([np.abs(first - second).max() for first, second in pairs])),
         mean_difference=float(differences[np.arange(len(predicted)), keras_predicted].mean()),
         comparison=comparison,
     )
+
+
+def _agreement(probabilities, keras_probabilities):
+    return float(np.mean(probabilities.argmax(axis=1) == keras_probabilities.argmax(axis=1)))

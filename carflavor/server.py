@@ -10,6 +10,8 @@ package; what a model directory has under `code/` is checked and never imported.
 
 import asyncio
 import base64
+import contextvars
+import functools
 import itertools
 import json
 import logging
@@ -18,6 +20,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -25,29 +28,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import mlflow
 import numpy as np
 import uvicorn
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, scoring_server
+from uvicorn.config import STARTUP_FAILURE
 
 from carflavor import flavor
 from carflavor.data.example import example_photo
 from carflavor.data.locations import resolve_input
 from carflavor.image import decode
 from carflavor.limits import count_cores, read_limits
-from carflavor.scoring import Base64, check_parameters, failed_row, name_rows
+from carflavor.scoring import DEADLINE, Base64, check_parameters, failed_row, name_rows
 from carflavor.serving.batching import LARGEST_BATCH, BatchingEngine
 from carflavor.serving.bodies import check_body
 from carflavor.serving.connections import SECONDS_TO_SEND
-from carflavor.serving.logs import LONGEST_TEXT, set_up_logging
+from carflavor.serving.logs import set_up_logging
 from carflavor.serving.metrics import METRICS_VARIABLE, Metrics
 from carflavor.serving.openapi import describe_interface
 
+_LONGEST_REASON = 1500  # characters; ten rows with theirs have as many
+_REASON_FILE = "reason.txt"  # why a worker process could not start
 _MODEL_VARIABLE = "CARFLAVOR_SERVED_MODEL"  # how worker processes know what to serve
 _SECONDS_TO_DRAIN = 30
+_SECONDS_TO_END = 5  # after that
 _SECONDS_BETWEEN_CHECKS = 10
 _SECONDS_TO_CHECK = 5
 _WARM_UP_SIZES = (LARGEST_BATCH, 8, 4, 2, 1)  # all sizes would take half a minute on a slow CPU
@@ -59,6 +65,8 @@ _METHODS = {
     "/version": ("GET",),
 }
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+_REASONS_NOT_TO_START = (ValueError, OSError, MlflowException)
 
 _logger = logging.getLogger("carflavor.server")  # also where it is run as a program
 
@@ -109,11 +117,15 @@ class ScoringApp:
         self._classifier = pyfunc_model.get_raw_model()
         self._engine = BatchingEngine(self._classifier.engine, self._metrics.batches.observe)
         self._classifier.engine = self._engine
-        self._model = PyFuncModel(Model.load(path), pyfunc_model)
+        # What MLmodel says is under no digest: MLflow rewrites it.
+        self._model = PyFuncModel(Model(signature=flavor.build_signature()), pyfunc_model)
         self._schema = self._model.metadata.get_input_schema()
         self._app = scoring_server.init(self._model)
+        # MLflow scores in six threads on two cores: batches could hold no more photos. One batch is computed while
+        # another one is decoded.
+        self._threads = ThreadPoolExecutor(2 * LARGEST_BATCH, thread_name_prefix="request")
         data = example_photo()[0]
-        self._example = decode(data)
+        self._example = self._classifier.prepare(decode(data))[np.newaxis]
         self._interface = json.dumps(describe_interface(limits, base64.b64encode(data).decode())).encode()
         self._check = None
         self._process, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
@@ -122,14 +134,14 @@ class ScoringApp:
     def _warm_up(self):
         # The first batches are slow: of Keras those of each of these sizes, for which it compiles the network.
         for size in _WARM_UP_SIZES:
-            self._classifier.predict([self._example] * size)
+            self._engine(self._example.repeat(size, axis=0))
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
-        elif scope["method"] not in _METHODS.get(scope["path"], _READING):
+        elif scope["method"] not in _METHODS.get(scope["path"], ()):
             await _refuse_method(scope["path"], send)
         elif scope["path"] == "/invocations":
             await self._invoke(scope, receive, send)
@@ -144,12 +156,12 @@ class ScoringApp:
 
     async def _live(self, receive, send):
         await receive()
-        # MLflow scores in threads of the default executor, six on two cores: batches could hold no more than six.
-        # Twice the largest batch: one that is computed, and one that is being decoded.
-        executor = ThreadPoolExecutor(2 * LARGEST_BATCH, thread_name_prefix="request")
-        asyncio.get_running_loop().set_default_executor(executor)
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        # All requests are answered or given up. Python would wait for threads that hang, and without end.
+        end = threading.Timer(_SECONDS_TO_END, os._exit, (1,))
+        end.daemon = True
+        end.start()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _is_healthy(self):
@@ -158,9 +170,10 @@ class ScoringApp:
             return True
         # One photo for all who ask meanwhile.
         if self._check is None or self._check.done():
-            self._check = asyncio.create_task(asyncio.to_thread(self._classifier.predict, [self._example]))
-        await asyncio.wait([self._check], timeout=_SECONDS_TO_CHECK)
-        return self._check.done() and self._check.exception() is None
+            self._check = self._engine.submit(self._example)
+        checked = asyncio.wrap_future(self._check)
+        await asyncio.wait([checked], timeout=_SECONDS_TO_CHECK)
+        return checked.done() and checked.exception() is None
 
     async def _invoke(self, scope, receive, send):
         started = time.perf_counter()
@@ -170,6 +183,7 @@ class ScoringApp:
             request_id = f"{self._process}-{next(self._numbers)}"
         answer = _Answer(send, request_id)
         record = {"request_id": request_id, "bytes": 0, "photos": 0}
+        scoring = None
         self._pending_requests += 1
         self._metrics.pending.inc()
         try:
@@ -178,10 +192,11 @@ class ScoringApp:
             checked = check_body(await self._read_body(headers, receive, record), self._limits.rows)
             record["photos"] = checked.rows
             photo, box = checked.single_photo()
+            DEADLINE.set(time.monotonic() + self._seconds_to_answer)
             if photo is not None and _are_usual(checked.params):
-                scoring = self._score_one(photo, box, **checked.params)
+                scoring = asyncio.ensure_future(self._score_one(photo, box, **checked.params))
             else:
-                scoring = self._score(checked.as_request())
+                scoring = asyncio.ensure_future(self._score(checked.as_request()))
             await answer.send(await self._in_time(scoring))
         except _CallerGone:
             pass
@@ -192,10 +207,11 @@ class ScoringApp:
         except Exception:
             _logger.exception("Request %s failed", request_id)
             await answer.refuse(500, f"the server failed; its log has more on request {request_id}")
+        except asyncio.CancelledError:
+            # uvicorn does that at the end of its patience, and would answer 500.
+            await answer.refuse(503, "the server is ending: try again")
         finally:
-            self._pending_requests -= 1
-            self._pending_bytes -= record["bytes"]
-            self._metrics.pending.dec()
+            self._release(record, scoring)
             seconds = time.perf_counter() - started
             self._metrics.requests.labels(answer.status).inc()
             self._metrics.seconds.observe(seconds)
@@ -205,25 +221,41 @@ class ScoringApp:
                 "request", extra={"fields": {**record, "status": answer.status, "ms": round(1000 * seconds, 1)}}
             )
 
+    def _release(self, record, scoring):
+        """Counts a request no longer, as soon as nothing works on it any more."""
+        if scoring is not None and not scoring.done():
+            scoring.cancel()
+            scoring.add_done_callback(lambda _: self._release(record, None))
+            return
+        self._pending_requests -= 1
+        self._pending_bytes -= record["bytes"]
+        self._metrics.pending.dec()
+
     async def _in_time(self, scoring):
-        try:
-            async with asyncio.timeout(self._seconds_to_answer):
-                return await scoring
-        except TimeoutError:
-            raise Refusal(503, "the request was not answered in time: try again") from None
+        await asyncio.wait([scoring], timeout=self._seconds_to_answer)
+        if not scoring.done():
+            raise Refusal(503, "the request was not answered in time: try again")
+        return scoring.result()
 
     async def _score(self, request):
         """Returns what MLflow's own scoring function answers, as text."""
+        call = functools.partial(scoring_server.invocations, request, "application/json", self._model, self._schema)
+        running = self._threads.submit(contextvars.copy_context().run, call)
+        answered = asyncio.wrap_future(running)
         try:
-            answer = await asyncio.to_thread(
-                scoring_server.invocations, request, "application/json", self._model, self._schema
-            )
+            answer = await asyncio.shield(answered)
+        except asyncio.CancelledError:
+            # A thread that has begun goes on until it looks at the time again.
+            if not running.cancel():
+                await asyncio.wait([answered])
+                answered.exception()
+            raise
         except MlflowException as error:
             if error.get_http_status_code() >= 500 or error.json_kwargs.get("stack_trace"):
                 raise
             # MLflow puts what was sent before the reason, and a value that is not what it expects into it.
             reason = error.message.rpartition("Error: ")[2]
-            raise Refusal(error.get_http_status_code(), reason[:LONGEST_TEXT]) from None
+            raise Refusal(error.get_http_status_code(), reason[:_LONGEST_REASON]) from None
         return answer.response
 
     async def _score_one(self, photo, box, top_k=5, min_prob=0.0, on_error="raise"):
@@ -333,7 +365,11 @@ async def _send(send, status, body, content_type="application/json", headers=())
 def create_app():
     """Returns the app of a worker process, which the environment tells what to serve."""
     set_up_logging()
-    return ScoringApp(Path(os.environ[_MODEL_VARIABLE]), read_limits(ServerLimits))
+    try:
+        return ScoringApp(Path(os.environ[_MODEL_VARIABLE]), read_limits(ServerLimits))
+    except _REASONS_NOT_TO_START as error:
+        (Path(os.environ[METRICS_VARIABLE]) / _REASON_FILE).write_text(str(error))
+        sys.exit(STARTUP_FAILURE)  # processes that end in another way are started again
 
 
 @click.command()
@@ -347,8 +383,10 @@ def main(model, host, port, workers):
     """Serves a packed model until SIGTERM or Ctrl-C; requests that were taken are answered before it ends."""
     # uvicorn ends by the signal that it has caught: with SIGTERM's own action nothing of Python's would be tidied up.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    os.environ.setdefault("CARFLAVOR_THREADS", str(max(1, count_cores() // workers)))
+    if not os.environ.get("CARFLAVOR_THREADS"):
+        os.environ["CARFLAVOR_THREADS"] = str(max(1, count_cores() // workers))
     options = {
+        "workers": workers,
         "host": host,
         "port": port,
         "http": "carflavor.serving.connections:Connection",
@@ -358,16 +396,19 @@ def main(model, host, port, workers):
         "timeout_graceful_shutdown": _SECONDS_TO_DRAIN,
     }
     try:
+        limits = read_limits(ServerLimits)
         path = resolve_input(model, "model")
         if workers == 1:
             set_up_logging()
-            uvicorn.run(ScoringApp(path, read_limits(ServerLimits)), **options)
+            uvicorn.run(ScoringApp(path, limits), **options)
         else:
             flavor.read_manifest(path)
             with tempfile.TemporaryDirectory() as folder:
                 os.environ |= {_MODEL_VARIABLE: str(path), METRICS_VARIABLE: folder}
-                uvicorn.run("carflavor.server:create_app", factory=True, workers=workers, **options)
-    except (ValueError, OSError, mlflow.MlflowException) as error:
+                uvicorn.run("carflavor.server:create_app", factory=True, **options)
+                if (reason := Path(folder) / _REASON_FILE).is_file():
+                    raise ValueError(reason.read_text())
+    except _REASONS_NOT_TO_START as error:
         raise click.ClickException(str(error)) from error
 
 

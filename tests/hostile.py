@@ -12,6 +12,7 @@ import json
 import struct
 import sys
 import zlib
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import cv2
@@ -85,7 +86,8 @@ def trickle(start, seconds):
 def endless(start, part):
     """Yields the start of a request, more of a head than is taken and, where no answer comes, 10 million parts."""
     # In pieces that are read as a whole: a connection that ends with something unread is reset, and its answer lost.
-    for piece in (start, part * 4000, part * 4000):
+    half = part * (40_000 // len(part))
+    for piece in (start, half, half):
         yield piece
         yield ASLEEP / 4
     for _ in range(1000):
@@ -326,6 +328,10 @@ BODIES = {
     "a byte order mark": (b'\xef\xbb\xbf{"inputs": []}', "got a body that is no JSON: Unexpected UTF-8 BOM"),
     "UTF-8 cut in a letter": (b'{"inputs": "\xc3', "expected a JSON object in UTF-8, got a body in another encoding"),
     "surrogates in UTF-8": (b'{"inputs": "\xed\xa0\x80"}', "expected a JSON object in UTF-8"),
+    "24 MB of a text with an emoji in it": (
+        lambda: b'{"inputs": [{"image": "\\ud83d\\ude97' + b"A" * 23_900_000 + b'"}]}',
+        "expected a body of ASCII",
+    ),
     "2 MB of umlauts": (lambda: b'{"inputs": "' + "ü".encode() * 1_000_000 + b'"}', "expected a body of ASCII"),
     "columns of two lengths": (b'{"inputs": {"image": ["QQ==", "QQ=="], "x1": [1]}}', "columns of one length"),
     "rows of two lengths": (
@@ -410,7 +416,7 @@ BAD_PHOTOS = {
     ),
     "4 million empty JPEG segments": (
         lambda: CAR[:2] + b"\xff\xe1\0\2" * 3_900_000,
-        "expected a whole JPEG, got 15,600,002 bytes of one that was cut off",
+        "expected a JPEG of at most 10,000 segments, got one of more",
     ),
     "more bytes than a photo may have": (
         lambda: CAR + bytes(17_000_000),
@@ -661,10 +667,13 @@ CASES = [
     ),
     *(Case(f"{name} instead of HTTP", lambda data=data: data, 400, BAD_HTTP) for name, data in NO_HTTP.items()),
     Case("HTTP/1.0", lambda: head(len(BODY), version="1.0") + BODY, 200, GOOD),
-    Case("HTTP/0.9", lambda: b"GET /\r\n\r\n", 404, "Not Found"),
+    Case("HTTP/0.9", lambda: b"GET /\r\n\r\n", 404, NO_PATH),
     Case("a chunk of a negative length", lambda: CHUNKED + b"-5\r\n", 400, ""),
     Case("a chunk of 2^80 bytes", lambda: CHUNKED + b"f" * 20 + b"\r\n", 400, ""),
     Case("a websocket", lambda: _upgrade(get("/invocations"), "websocket"), 405, NO_METHOD),
+    Case("a photo with HTTP/2 by upgrade", lambda: _upgrade(head(len(BODY)), "h2c") + BODY, 200, GOOD),
+    Case("pages of MLflow's own", lambda: get("/docs"), 404, NO_PATH),
+    Case("a path that would be redirected", lambda: get("/ping/"), 404, NO_PATH),
     Case("HTTP/2 by upgrade", lambda: _upgrade(get("/ping"), "h2c"), 200, "\n"),
     Case("a tunnel", lambda: b"CONNECT cars:443 HTTP/1.1\r\nHost: cars\r\n\r\n", 400, ""),
     Case("a path of 100 MB", lambda: endless(b"POST /", b"x" * 10), 400, LONG_HEAD),
@@ -691,13 +700,20 @@ CASES = [
 ]
 
 
+def _shorten(message):
+    with suppress(ValueError, KeyError):
+        first, *others = json.loads(message)["predictions"]
+        return f"{first['label'] or first['error']}{f', and {len(others)} more' if others else ''}"
+    return message.removeprefix("1 of 1 photos cannot be scored (rows count from 0): ")[:130]
+
+
 def main(url, pid):
     parts = urlsplit(url)
     print("| sent | status | answer | seconds | extra memory, MB | longest wait of another, s |")
     print("|---|---|---|---|---|---|")
     for case, outcome, extra, wait in run_all(CASES, WITNESSED, (parts.hostname, parts.port), int(pid)):
         known = "" if outcome.status == case.status and case.message in outcome.message else " **unexpected**"
-        answer = json.dumps(outcome.message[:100], ensure_ascii=False)[1:-1].replace("|", "\\|")
+        answer = json.dumps(_shorten(outcome.message), ensure_ascii=False)[1:-1].replace("|", "\\|")
         status = {CLOSED: "closed", UNANSWERED: "none"}.get(outcome.status, outcome.status)
         print(
             f"| {case.name} | {status}{known} | {answer} | {outcome.seconds:.2f} | {extra / 1e6:.0f} | {wait:.2f} |",

@@ -58,7 +58,8 @@ def wait_until(condition, seconds=30):
 
 
 @contextlib.contextmanager
-def _serving(command, log, cwd, environment, seconds):
+def serving(command, log, cwd, environment, seconds):
+    """Context manager of a `Server` that a command of Python starts; `--host` and `--port` are added to it."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     with open(log, "w") as file:
         process = subprocess.Popen(
@@ -87,10 +88,10 @@ def _serving(command, log, cwd, environment, seconds):
 def mlflow_models_serve(model, folder, environment, env_manager="local", seconds=120):
     """Context manager of a `Server` that MLflow starts."""
     command = ["-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", env_manager]
-    return _serving(command, folder / f"serve-{env_manager}.log", folder, environment, seconds)
+    return serving(command, folder / f"serve-{env_manager}.log", folder, environment, seconds)
 
 
 def carflavor_server(model, folder, environment, workers=1):
     """Context manager of a `Server` of ours."""
     command = ["-m", "carflavor.server", "--model", str(model), "--workers", str(workers)]
-    return _serving(command, folder / "server.log", folder, environment, seconds=120)
+    return serving(command, folder / "server.log", folder, environment, seconds=120)

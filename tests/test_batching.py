@@ -14,10 +14,14 @@ class CountingEngine:
 
     def __init__(self):
         self.batches = []
+        self.answer = self._answer
         self.begun = threading.Semaphore(0)
         self.go_on = threading.Semaphore(0)
 
     def __call__(self, photos):
+        return self.answer(photos)
+
+    def _answer(self, photos):
         self.batches.append(photos[:, 0, 0, 0].tolist())
         self.begun.release()
         assert self.go_on.acquire(timeout=30)
@@ -120,6 +124,16 @@ def test_who_no_longer_waits_is_left_out_and_the_others_are_answered(engine, cal
     assert calls.finish() == {(3,): [[3, 3]]}
     assert computed.result(timeout=10).tolist() == [[1, 1]]
     assert engine.batches == [[1], [3]]
+
+
+@pytest.mark.parametrize("answer", [np.full((1, 2), np.nan, np.float32), np.zeros((0, 2), np.float32)])
+def test_an_answer_that_is_no_probability_is_an_error_and_the_next_one_is_given(engine, answer):
+    answers = [answer, np.ones((1, 2), np.float32)]
+    engine.answer = lambda photos: answers.pop(0)
+    batching = BatchingEngine(engine, lambda size: None, largest_batch=4)
+    with pytest.raises(ArithmeticError, match="^the network has answered 1 photos with what is no probability$"):
+        batching(square(1))
+    assert batching(square(1)).tolist() == [[1, 1]]
 
 
 def test_it_is_an_engine_like_the_one_it_calls(engine):

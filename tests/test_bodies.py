@@ -22,6 +22,11 @@ def test_bodies_that_may_pass(body, rows):
     assert check_body(json.dumps(body, ensure_ascii=False).encode(), 4).rows == rows
 
 
+def test_base64_as_dotnet_and_php_write_it():
+    body = '{"inputs": [{"image": "\\u002B\\/' + "A" * 1_000_000 + '"}]}'
+    assert check_body(body.encode(), 4).records[0]["image"][:3] == "+/A"
+
+
 ROWS = 'expected {} to be a list of rows such as {{"image": "<base64>"}}'
 FORMS = "expected a JSON object with one of dataframe_records, dataframe_split, inputs, instances, got "
 
@@ -83,6 +88,10 @@ FORMS = "expected a JSON object with one of dataframe_records, dataframe_split, 
         ),
         (
             '{"inputs": "' + "é" * 600_000 + '"}',
+            "expected a body of ASCII characters where it has more than 1,000,000 bytes",
+        ),
+        (
+            '{"inputs": "\\ud83d\\ude00' + "A" * 1_000_000 + '"}',
             "expected a body of ASCII characters where it has more than 1,000,000 bytes",
         ),
     ],

@@ -274,6 +274,39 @@ def test_load_model_refuses_an_added_file_by_name(packed_model, tmp_path, name):
         carflavor.load_model(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", ["code/yaml", "code/x__pycache__/evil.py"])
+def test_load_model_refuses_what_python_would_import_from_elsewhere(packed_model, tmp_path, name):
+    shutil.copytree(packed_model, tmp_path / "model")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "evil.py").write_text("")
+    link = tmp_path / "model" / "code" / name.split("/")[1]
+    if name == "code/yaml":
+        link.symlink_to(tmp_path / "elsewhere")
+    else:
+        shutil.copytree(tmp_path / "elsewhere", link)
+    with pytest.raises(MlflowException, match=f"{name} is not among the files that were packed"):
+        carflavor.load_model(tmp_path / "model")
+
+
+def test_load_model_needs_the_whole_engine(openvino_model, tmp_path):
+    shutil.copytree(openvino_model, tmp_path / "model")
+    manifest = json.loads((openvino_model / "manifest.json").read_text())
+    del manifest["sha256"]["engine/network.bin"]
+    (tmp_path / "model" / "engine" / "network.bin").unlink()
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MlflowException, match="manifest.json is damaged, it lacks engine/network.bin"):
+        carflavor.load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("changes", [{"sha256": []}, {"format_version": "two"}, {"engine": "keras"}, {"engine": None}])
+def test_load_model_says_when_the_manifest_has_other_types(packed_model, tmp_path, changes):
+    shutil.copytree(packed_model, tmp_path / "model")
+    manifest = json.loads((packed_model / "manifest.json").read_text())
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps(manifest | changes))
+    with pytest.raises(MlflowException, match="manifest.json is damaged"):
+        carflavor.load_model(tmp_path / "model")
+
+
 def test_load_model_may_demand_a_manifest(packed_model, tmp_path, monkeypatch):
     digest = flavor.manifest_sha256(packed_model)
     assert len(digest) == 64

@@ -37,6 +37,23 @@ def test_agreement_of_photos_that_were_not_learned():
     assert parity.refusal == "it agrees with Keras on less than 98.5% of the photos"
 
 
+def test_photos_that_agree_less_count():
+    labels = np.array([0, 1])
+    few = answers([2]), answers([2])
+    parity = measure_parity(labels, answers([0, 1]), answers([0, 2]), NAMES, few)
+    assert (parity.photos, parity.agreement) == (2, 0.5)
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_what_is_no_number_is_refused(unseen):
+    good, bad = answers([0, 1]), answers([0, 1])
+    bad[1] = np.nan
+    engines = (good, (bad, good)) if unseen else (bad, None)
+    assert measure_parity(np.array([0, 0]), engines[0], good, NAMES, engines[1]).refusal == (
+        "it answers with what is no number"
+    )
+
+
 def cases(photos, worse, better=0, other_mistake=0):
     """An engine that errs where Keras is right, the other way round, and in another way."""
     labels = np.zeros(photos, int)

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
-from servers import carflavor_server, free_port, request, wait_until
+from servers import carflavor_server, free_port, request, serving, wait_until
 
 from carflavor import flavor
 from carflavor.image import encode_jpeg
@@ -302,6 +304,81 @@ def test_sigterm_waits_for_a_body_that_is_being_sent(openvino_model, tmp_path, c
         assert server.process.wait(30) == 0
 
 
+SERVER_WITH_AN_ENGINE_THAT_HANGS = """
+import time
+from carflavor import engines, server
+
+answer, calls = engines.OpenVinoEngine.__call__, []
+
+def hang_after_warming_up(self, photos):
+    calls.append(1)
+    if len(calls) > len(server._WARM_UP_SIZES):
+        time.sleep(600)
+    return answer(self, photos)
+
+engines.OpenVinoEngine.__call__ = hang_after_warming_up
+server._SECONDS_BETWEEN_CHECKS = 600
+server._SECONDS_TO_DRAIN = 1
+server.main()
+"""
+
+
+@pytest.mark.parametrize(("count", "exit_code"), [(1, 0), (2, 1)])
+def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_end(
+    openvino_model, tmp_path, clean_environment, text, count, exit_code
+):
+    """Two photos wait in a thread of Python's, which it would join."""
+    content = json.dumps({"inputs": {"image": [text] * count}}).encode()
+    command = ["-c", SERVER_WITH_AN_ENGINE_THAT_HANGS, "--model", str(openvino_model)]
+    environment = clean_environment | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with (
+        serving(command, tmp_path / "server.log", tmp_path, environment, seconds=120) as server,
+        connect(server) as connection,
+    ):
+        connection.sendall(head(len(content)) + content)
+        wait_until(lambda: metric(server, "carflavor_pending_requests") == 1)
+        os.kill(server.process.pid, signal.SIGTERM)
+        status, answer = read_answer(connection)
+        assert (status, answer["message"]) == (503, "the server is ending: try again")
+        assert server.process.wait(30) == exit_code
+    assert [line["status"] for line in log_lines(server) if line["event"] == "request"] == [503]
+
+
+def test_what_nobody_waits_for_any_more_is_not_worked_on(openvino_model, tmp_path, clean_environment, body):
+    """A request that takes minutes, of which one second is given."""
+    large = base64.b64encode(encode_jpeg(np.full((4900, 5000, 3), 100, np.uint8))).decode()
+    environment = clean_environment | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "1"}
+    with carflavor_server(openvino_model, tmp_path, environment) as server:
+        rows = [{"image": large}] * (20_000_000 // len(large))
+        status, text, _ = request(f"{server.url}/invocations", {"inputs": rows[:250]})
+        assert (status, json.loads(text)["message"]) == (503, "the request was not answered in time: try again")
+        wait_until(lambda: metric(server, "carflavor_pending_requests") == 0, seconds=10)
+        assert request(f"{server.url}/invocations", body)[0] == 200
+
+
+def test_a_worker_that_was_killed_has_nothing_pending(openvino_model, tmp_path, clean_environment):
+    with carflavor_server(openvino_model, tmp_path, clean_environment, workers=2) as server, connect(server) as caller:
+        caller.sendall(head(100) + b" ")
+        wait_until(lambda: metric(server, "carflavor_pending_requests") == 1)
+        parent = server.process.pid
+        for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(int(pid), signal.SIGKILL)
+        wait_until(lambda: pending_of_those_that_answer(server) == 0, seconds=60)
+
+
+def pending_of_those_that_answer(server):
+    try:
+        return metric(server, "carflavor_pending_requests")
+    except OSError:
+        return None  # nobody, until they are started again
+
+
+def test_workers_that_the_environment_names_are_not_heeded(openvino_model, tmp_path, clean_environment):
+    with carflavor_server(openvino_model, tmp_path, clean_environment | {"WEB_CONCURRENCY": "4"}) as server:
+        assert request(f"{server.url}/ping")[0] == 200
+
+
 def test_worker_processes_share_their_metrics(openvino_model, tmp_path, clean_environment, body):
     with carflavor_server(openvino_model, tmp_path, clean_environment, workers=2) as server:
         sent = 0
@@ -315,6 +392,7 @@ def test_worker_processes_share_their_metrics(openvino_model, tmp_path, clean_en
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -323,8 +401,11 @@ def test_worker_processes_share_their_metrics(openvino_model, tmp_path, clean_en
         ({"CARFLAVOR_ENGINE": "onnx"}, "expected engine to be one of keras, openvino, got 'onnx'"),
     ],
 )
-def test_it_says_in_a_sentence_why_it_does_not_start(openvino_model, tmp_path, clean_environment, changes, message):
+def test_it_says_in_a_sentence_why_it_does_not_start(
+    openvino_model, tmp_path, clean_environment, changes, message, workers
+):
     command = [sys.executable, "-m", "carflavor.server", "--model", openvino_model, "--port", str(free_port())]
+    command += ["--workers", str(workers)]
     process = subprocess.run(
         command, cwd=tmp_path, env=clean_environment | changes, capture_output=True, text=True, timeout=60
     )

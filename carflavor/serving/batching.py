@@ -83,13 +83,16 @@ class BatchingEngine:
         if not batch:
             return
         try:
-            probabilities = self._engine(np.concatenate([photos for photos, _ in batch]))
+            photos = np.concatenate([photos for photos, _ in batch])
+            probabilities = self._engine(photos)
+            if len(probabilities) != len(photos) or not np.isfinite(probabilities).all():
+                raise ArithmeticError(f"the network has answered {len(photos)} photos with what is no probability")
+            self._observe(len(photos))
         except BaseException as error:  # the thread must live on, whatever a batch has done to the engine
             for _, answer in batch:
                 answer.set_exception(error)
             return
         self.last_answer = time.monotonic()
-        self._observe(len(probabilities))
         start = 0
         for photos, answer in batch:
             answer.set_result(probabilities[start : start + len(photos)])

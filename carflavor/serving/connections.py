@@ -1,10 +1,13 @@
 """Connections that end where a caller takes for ever, and not while a request is on its way."""
 
+import re
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 SECONDS_TO_SEND = 30  # a whole body
 _SECONDS_TO_LINGER = 0.5
 _LARGEST_HEAD = 65_536  # bytes
+_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 class Connection(HttpToolsProtocol):
@@ -17,6 +20,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport):
         super().connection_made(transport)
         self._head_bytes = 0
+        self._in_head = True
         self._ending = False
         # Of the first request, of each one, and of answers that are not read.
         self._sending = self._abort_after(SECONDS_TO_SEND)
@@ -29,7 +33,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data):
         self._head_bytes += len(data)
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if self._in_head else data)
         if self._head_bytes > _LARGEST_HEAD and not self.transport.is_closing():
             self.send_400_response(f"expected a head of at most {_LARGEST_HEAD:,} bytes, got more")
 
@@ -41,6 +45,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self):
         super().on_headers_complete()
         self._head_bytes = 0
+        self._in_head = False
         if self._ending:
             self.cycle.keep_alive = False
 
@@ -51,6 +56,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self):
         super().on_message_complete()
         self._head_bytes = 0
+        self._in_head = True
         self._sending.cancel()
 
     def pause_writing(self):
@@ -71,3 +77,10 @@ class Connection(HttpToolsProtocol):
 
     def _abort_after(self, seconds):
         return self.loop.call_later(seconds, self.transport.abort)
+
+
+def _without_upgrade(data):
+    # A server may ignore a wish for another protocol, as Java's client has it for HTTP/2. httptools does not: it stops,
+    # and the body is never read.
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"X-Upgrade", head) + end + rest

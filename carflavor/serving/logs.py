@@ -6,7 +6,7 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
-LONGEST_TEXT = 1500  # characters of an answer or of an event; ten rows with their reasons have as many
+_LONGEST_EVENT = 1000  # characters
 
 
 class _JsonFormatter(logging.Formatter):
@@ -17,7 +17,7 @@ class _JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "process": record.process,
-            "event": record.getMessage()[:LONGEST_TEXT],  # MLflow tells names that callers sent
+            "event": record.getMessage()[:_LONGEST_EVENT],  # MLflow tells names that callers sent
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

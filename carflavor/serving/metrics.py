@@ -1,6 +1,7 @@
 """What a server counts, for Prometheus."""
 
 import os
+from pathlib import Path
 
 import prometheus_client
 import prometheus_client.multiprocess
@@ -45,6 +46,17 @@ class Metrics:
         """Returns the metrics of all worker processes in Prometheus's text form, as bytes."""
         if METRICS_VARIABLE not in os.environ:
             return prometheus_client.generate_latest(self._registry)
+        _forget_dead_processes(Path(os.environ[METRICS_VARIABLE]))
         registry = prometheus_client.CollectorRegistry()
         prometheus_client.multiprocess.MultiProcessCollector(registry)
         return prometheus_client.generate_latest(registry)
+
+
+def _forget_dead_processes(folder):
+    # A worker that was killed has requests pending for ever.
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            prometheus_client.multiprocess.mark_process_dead(pid)
