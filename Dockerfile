@@ -3,7 +3,7 @@
 #
 #     mlflow artifacts download -u models:/cars@champion -d context/model
 #     docker build -f Dockerfile -t cars context
-#     docker run --rm --read-only --tmpfs /tmp --memory 3g -p 8080:8080 cars
+#     docker run --rm --read-only --tmpfs /tmp --memory 3g --stop-timeout 40 -p 8080:8080 cars
 #
 # The code that runs is the carflavor in the model: build from models that you trust.
 FROM python:3.11-slim AS packages
