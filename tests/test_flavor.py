@@ -223,7 +223,7 @@ def test_import_carflavor_is_light(clean_environment, packed_model):
         import mlflow.models  # which loads pyspark, where that is installed
         before = set(sys.modules)
         import carflavor
-        heavy = ("tensorflow", "keras", "pyspark", "azure", "torch")
+        heavy = ("tensorflow", "keras", "pyspark", "azure", "torch", "fsspec", "adlfs", "aiohttp")
         print(json.dumps([name for name in heavy if name in sys.modules.keys() - before]))
         """,
         packed_model / "code",
