@@ -376,7 +376,7 @@ def open_split(data, split, parameter="data"):
     Returns:
         `RecordFile`.
     """
-    folder = sample_records() if data == "sample" else resolve_input(data, parameter)
+    folder = sample_records() if data == "sample" else resolve_input(data, parameter, [f"{split}.h5"])
     path = Path(folder) / f"{split}.h5"
     if not path.is_file():
         raise ValueError(f"{parameter}: expected {path}, which preprocess writes, got nothing")

@@ -1,11 +1,14 @@
 import os
 import sys
+import uuid
 
 import keras
 import mlflow
 import numpy as np
 import pytest
+from azure.storage.blob import BlobServiceClient
 from colours import add_tiny_network, write_split
+from servers import azurite
 
 import carflavor
 from carflavor.image import squash
@@ -92,3 +95,19 @@ def data(tmp_path):
     write_split(tmp_path / "records" / "train.h5", [0, 1, 2] * 16)
     write_split(tmp_path / "records" / "validation.h5", [0, 1, 2] * 4)
     return tmp_path / "records"
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory):
+    with azurite(tmp_path_factory.mktemp("azurite")) as connection_string:
+        yield connection_string
+
+
+@pytest.fixture
+def container(emulator, monkeypatch):
+    """A new container `cars-<8 characters>` of an emulated Azure account, as the client of Microsoft's SDK."""
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", emulator)
+    with BlobServiceClient.from_connection_string(emulator) as service:
+        yield service.create_container(f"cars-{uuid.uuid4().hex[:8]}")

@@ -1,12 +1,16 @@
-"""Real servers for tests: `mlflow models serve` and `carflavor.server`, and a client."""
+"""Real servers for tests: `mlflow models serve`, `carflavor.server`, Azurite and a web server; and a client."""
 
 import contextlib
+import functools
+import http.server
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -95,3 +99,53 @@ def carflavor_server(model, folder, environment, workers=1):
     """Context manager of a `Server` of ours."""
     command = ["-m", "carflavor.server", "--model", str(model), "--workers", str(workers)]
     return serving(command, folder / "server.log", folder, environment, seconds=120)
+
+
+@contextlib.contextmanager
+def azurite(folder):
+    """Yields the connection string of a Blob Storage, by Microsoft's emulator."""
+    command = shutil.which("azurite-blob")
+    assert command, "azurite-blob is missing: npm install azurite@3.37.0, and put its node_modules/.bin on PATH"
+    port, log = free_port(), folder / "azurite.log"
+    # The version check: it knows those of its own time, and the SDK may be younger.
+    options = ["--blobPort", str(port), "--location", str(folder), "--disableTelemetry", "--skipApiVersionCheck"]
+    # The account of every Azurite, as its documentation gives it.
+    name = "devstoreaccount1"
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    endpoint = f"http://127.0.0.1:{port}/{name}"
+    with open(log, "w") as file:
+        process = subprocess.Popen([command, *options], stdout=file, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                request(endpoint)
+                break
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.1)
+        yield f"DefaultEndpointsProtocol=http;AccountName={name};AccountKey={key};BlobEndpoint={endpoint};"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+class _FolderHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        """Nothing: what is asked for is no matter of the test."""
+
+
+@contextlib.contextmanager
+def web_server(handler):
+    """Yields the URL of a web server.
+
+    Args:
+        handler: Path of a folder whose files it has, or a subclass of `http.server.BaseHTTPRequestHandler`.
+    """
+    if isinstance(handler, Path):
+        handler = functools.partial(_FolderHandler, directory=handler)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

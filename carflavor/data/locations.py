@@ -2,6 +2,8 @@
 
 import atexit
 import functools
+import hashlib
+import importlib
 import os
 import re
 import shutil
@@ -12,6 +14,8 @@ from urllib.request import url2pathname
 
 import mlflow
 
+from carflavor.data.urls import is_url, shown
+
 _MLFLOW_SCHEMES = ("runs:", "models:", "mlflow-artifacts:")
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
@@ -21,13 +25,15 @@ def data_home():
     return Path(os.environ.get("CARFLAVOR_HOME") or Path.home() / ".carflavor").absolute()
 
 
-def resolve_input(place, parameter):
+def resolve_input(place, parameter, names=None):
     """Finds what a user names as input.
 
     Args:
-        place: A local path, `file:` URL, or an artifact of MLflow as `runs:/<run id>/<path>` or
-            `models:/<name>/<version>`. Artifacts are copied to a temporary folder, which goes with the process.
+        place: A local path, `file:` URL, an artifact of MLflow as `runs:/<run id>/<path>` or
+            `models:/<name>/<version>`, or a URL that fsspec knows, such as `abfss://...`. What is not here is copied to
+            a temporary folder, which goes with the process; from a URL no more than once.
         parameter: What the user calls it, for the error's first word.
+        names: Names of the files that are needed, if what is at a URL is a folder; all if None.
 
     Returns:
         Absolute `Path` of an existing file or folder.
@@ -45,6 +51,13 @@ def resolve_input(place, parameter):
             # The first line: what follows in some of MLflow's messages is advice on settings.
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{parameter}: nothing could be read from {place}: {reason}") from None
+    if is_url(place):
+        try:
+            # Here, because fsspec is not among what a served model requires.
+            remote = importlib.import_module("carflavor.data.remote")
+            return copy_here(remote.RemotePlace(place), names)
+        except (ImportError, OSError, ValueError) as error:
+            raise ValueError(f"{parameter}: {error}") from None
     path = _local_path(place, parameter, "a local path, runs:/... or models:/...")
     if path.exists():
         return path.absolute()
@@ -90,6 +103,29 @@ def resolve_output(place, parameter):
     return path.absolute()
 
 
+def copy_here(remote, names=None):
+    """Copies what is at a URL to a temporary folder, which goes with the process, unless it is there already.
+
+    Args:
+        remote: `carflavor.data.remote.RemotePlace`.
+        names: Names of the files of a folder to copy; all if None.
+
+    Returns:
+        Absolute `Path` of the file or folder; it has the name that it has at the URL.
+
+    Raises:
+        OSError: If something is not there or cannot be copied.
+    """
+    target = Path(_temporary_folder()) / hashlib.sha256(remote.url.encode()).hexdigest()[:16] / remote.name
+    remote.copy(target, names)
+    return target
+
+
+def local_path(place):
+    """Returns the `Path` that a path or `file:` URL names."""
+    return Path(url2pathname(urlsplit(place).path)) if place.startswith("file:") else Path(place).expanduser()
+
+
 @functools.cache
 def _temporary_folder():
     # MLflow would leave what it downloads, and what it copies from a local store, for good.
@@ -99,12 +135,10 @@ def _temporary_folder():
 
 
 def _local_path(place, parameter, expected):
-    if place.startswith("file:"):
-        return Path(url2pathname(urlsplit(place).path))
     # More than one letter before the colon: C:\photos is a path.
-    if _SCHEME.match(place):
-        raise ValueError(f"{parameter}: expected {expected}, got {place}")
-    return Path(place).expanduser()
+    if _SCHEME.match(place) and not place.startswith("file:"):
+        raise ValueError(f"{parameter}: expected {expected}, got {shown(place)}")
+    return local_path(place)
 
 
 def _in_temporary_clone():

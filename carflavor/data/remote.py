@@ -1,0 +1,240 @@
+"""Files on other machines, by fsspec: those of Azure by adlfs, of S3 by s3fs, of web servers by aiohttp.
+
+Credentials come from the environment alone, as each driver reads it.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import re
+import shutil
+from collections import deque
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+from fsspec.callbacks import Callback
+
+from carflavor.data.urls import refuse_credentials, scheme_of, shown, without_secrets
+from carflavor.progress import bytes_bar
+
+_WEB = ("http", "https")
+_EXTRAS = {"abfss": "azure", "abfs": "azure", "az": "azure", "s3": "s3", "s3a": "s3"}
+# Fetched ahead of the reader: a photo takes tens of milliseconds, nearly all of it waiting.
+_REQUESTS = 32
+_BYTES_AHEAD = 128_000_000
+# For one large file. adlfs would take 128, and its SDK keeps 4 MB of each in memory.
+_AZURE_CONNECTIONS = 8
+_AZURE_SECRETS = ("connection_string", "account_key", "sas_token")
+
+
+class RemotePlace:
+    """A folder or a file at a URL, and what is there when it is first asked; pickles as that.
+
+    Attributes:
+        url: The URL.
+        place: The same as errors show it.
+        name: Last part of its path.
+        is_file: Whether it is a file, as whatever a web server has.
+        sizes: Dict of relative posix name to bytes, or None where unknown, of all files below a folder.
+
+    Raises:
+        ValueError: If the URL holds credentials, lacks a driver, or names no storage account.
+        OSError: If nothing is there, or it cannot be reached.
+    """
+
+    def __init__(self, url):
+        self.place = shown(url)
+        refuse_credentials(url)
+        if "::" in url:
+            raise ValueError(f"{self.place}: expected one URL, got several joined by ::")
+        # fsspec knows schemes in small letters.
+        scheme = scheme_of(url)
+        self.url = scheme + url[len(scheme) :]
+        authority, _, path = self.place.partition("://")[2].partition("/")
+        path = unquote(path) if scheme in _WEB else path
+        self.name = path.rstrip("/").rpartition("/")[2] or authority.partition("@")[0]
+        if self.name in (".", ".."):
+            raise ValueError(f"{self.place}: expected a URL that ends with a name, got {self.name!r}")
+        files, self._path = _open_filesystem(self.url)
+        self.is_file, self._size, self.sizes, self._paths = True, None, {}, {}
+        # A web server is asked for no more than the file: many refuse or answer wrongly what is asked about it.
+        if scheme not in _WEB:
+            with _plain_errors(self.place):
+                self._look(files)
+
+    def _look(self, files):
+        # What the driver remembers may be older than what is there.
+        files.invalidate_cache()
+        info = files.info(self._path)
+        self.is_file, self._size = info["type"] == "file", info["size"]
+        if self.is_file:
+            return
+        found = files.find(self._path, detail=True)
+        root = self._path.strip("/")
+        for path, info in sorted(found.items()):
+            name = path.lstrip("/").removeprefix(root).lstrip("/")
+            # A key that ends with a slash stands for an empty folder.
+            if name and not path.endswith("/"):
+                self.sizes[name], self._paths[name] = info.get("size"), path
+
+    def open(self, name):
+        """Returns a seekable binary file that fetches what is read of it; a context manager."""
+        # No filesystem is kept: fsspec keeps one for each process, and they do not survive a fork.
+        files, _ = _open_filesystem(self.url)
+        with _plain_errors(f"{self.place}/{name}"):
+            return files.open(self._paths[name], "rb")
+
+    def read_many(self, names):
+        """Yields (name, bytes or OSError) in the order of the names, fetching several at once."""
+        files, _ = _open_filesystem(self.url)
+        # Only what is written for an event loop is known to bear several threads.
+        executor = concurrent.futures.ThreadPoolExecutor(_REQUESTS if files.async_impl else 1)
+        ahead, num_bytes = deque(), 0
+        try:
+            for name in names:
+                size = self.sizes[name] or 0
+                while ahead and (len(ahead) >= 2 * _REQUESTS or num_bytes + size > _BYTES_AHEAD):
+                    first, future = ahead.popleft()
+                    num_bytes -= self.sizes[first] or 0
+                    yield first, future.result()
+                ahead.append((name, executor.submit(self._read, files, name)))
+                num_bytes += size
+            for name, future in ahead:
+                yield name, future.result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _read(self, files, name):
+        try:
+            with _plain_errors(f"{self.place}/{name}"):
+                return files.cat_file(self._paths[name])
+        except OSError as error:
+            return error
+
+    def copy(self, target, names=None):
+        """Copies files to this machine, with a progress bar. Each gets its name when it is whole; what is there stays.
+
+        Args:
+            target: Path of the file to write, or of a folder where this is one.
+            names: Names of the files of a folder to copy; all if None.
+
+        Raises:
+            FileNotFoundError: If a file of `names` is not there.
+            OSError: If one cannot be fetched, or there is too little space for it.
+        """
+        files, _ = _open_filesystem(self.url)
+        wanted = [file for file in self._choose(target, names) if not file[2].exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        num_bytes = sum(size or 0 for *_, size in wanted)
+        if num_bytes > (free := shutil.disk_usage(target.parent).free):
+            raise OSError(
+                f"{self.place}: expected {num_bytes / 1e9:.1f} GB of space in {target.parent}, got "
+                f"{free / 1e9:.1f} GB; TMPDIR names another folder"
+            )
+        with bytes_bar(f"copy {self.name}", num_bytes or None) as bar:
+            for what, path, file, size in wanted:
+                _fetch(files, what, path, file, size, bar)
+        if not self.is_file:
+            target.mkdir(exist_ok=True)
+
+    def _choose(self, target, names):
+        """Yields what errors call a file, its path there and here, and its bytes or None where unknown."""
+        if self.is_file:
+            yield self.place, self._path, target, self._size
+            return
+        for name in self.sizes if names is None else names:
+            if name not in self.sizes:
+                raise FileNotFoundError(f"{self.place}/{name} does not exist")
+            if ".." in name.split("/"):
+                raise OSError(f"{self.place}: expected names below one folder, got {name!r}")
+            yield f"{self.place}/{name}", self._paths[name], target / name, self.sizes[name]
+
+
+def _fetch(files, what, path, target, size, bar):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
+    before = bar.n
+
+    def show(total, value, **_):
+        if bar.total is None and total:
+            bar.total = total
+        # Azure's driver reports what its connections have, one after the other: not always more than before.
+        bar.update(max(0, before + value - bar.n))
+
+    try:
+        with _plain_errors(what):
+            files.get_file(path, str(partial), callback=Callback(hooks={"bar": show}))
+        fetched = partial.stat().st_size
+        if size is not None and fetched != size:
+            raise OSError(f"{what}: expected {size} bytes, got {fetched}")
+        bar.update(max(0, before + fetched - bar.n))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _open_filesystem(url):
+    """Returns fsspec's filesystem, of which each process has one, and the path in it."""
+    scheme, place = scheme_of(url), shown(url)
+    try:
+        options = _azure_options(url) if _EXTRAS.get(scheme) == "azure" else _web_options() if scheme in _WEB else {}
+        return fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        remedy = f"pip install 'carflavor[{extra}]'" if extra else without_secrets(str(error))
+        raise ValueError(f"{place}: the driver for {scheme}:// is not installed: {remedy}") from None
+    except Exception as error:
+        # Drivers raise what they like, for instance where a variable is malformed.
+        raise ValueError(_describe(place, error)) from None
+
+
+def _azure_options(url):
+    # adlfs reads these itself, but fsspec would go on with an instance from before they were set.
+    options = {name: os.environ.get(f"AZURE_STORAGE_{name.upper()}") or None for name in _AZURE_SECRETS}
+    options["max_concurrency"] = _AZURE_CONNECTIONS
+    authority = urlsplit(url).netloc
+    # abfss://container@account.dfs..., abfss://account.dfs.../container, or the container alone, which has no dot.
+    host = authority.rpartition("@")[2] if "@" in authority or "." in authority else ""
+    account = host.partition(".")[0]
+    if connection := options["connection_string"]:
+        # adlfs asks the account of the connection string, whatever the URL says.
+        in_connection = re.search(r"AccountName=([^;]+)", connection)
+        if account and in_connection and in_connection[1] != account:
+            raise ValueError(
+                f"expected the storage account of AZURE_STORAGE_CONNECTION_STRING, {in_connection[1]}, got {account}"
+            )
+    elif host and not host.endswith(".core.windows.net"):
+        # adlfs knows the accounts of the public cloud alone.
+        options |= {"account_name": account, "account_host": host.replace(".dfs.", ".blob.", 1)}
+    elif not host and not os.environ.get("AZURE_STORAGE_ACCOUNT_NAME"):
+        raise ValueError(
+            "expected a storage account, as in abfss://container@account.dfs.core.windows.net/... or in the variable "
+            "AZURE_STORAGE_ACCOUNT_NAME, got none"
+        )
+    return options
+
+
+def _web_options():
+    # Here, because folders and other stores do without it.
+    import aiohttp
+
+    # By itself aiohttp gives up after five minutes, however well a download goes on, and knows no proxy.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+
+
+@contextlib.contextmanager
+def _plain_errors(what):
+    """Turns whatever a driver raises into an OSError of one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} does not exist") from None
+    except Exception as error:
+        raise OSError(_describe(what, error)) from None
+
+
+def _describe(what, error):
+    # The first line: what follows in Azure's messages is for its support, or signed.
+    reason = str(error).strip().partition("\n")[0]
+    return f"{what}: {without_secrets(reason) or type(error).__name__}"
