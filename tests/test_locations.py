@@ -78,6 +78,20 @@ def test_a_url_is_copied_once(container):
     assert path.read_bytes() == b"one"
 
 
+def test_a_served_model_lacks_the_packages_for_urls():
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["fsspec", "aiohttp", "tqdm"])  # as if they were not installed
+import carflavor.server
+carflavor.server.resolve_input("abfss://cars/model", "model")
+"""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert ended.stderr.endswith(
+        "ValueError: model: abfss://cars/model: fsspec, which reads URLs, is not installed: pip install fsspec\n"
+    )
+
+
 def test_names_outside_a_folder_are_not_written(monkeypatch):
     files = fsspec.filesystem("memory")
     files.pipe("/model/MLmodel", b"")

@@ -56,7 +56,10 @@ def resolve_input(place, parameter, names=None):
             # Here, because fsspec is not among what a served model requires.
             remote = importlib.import_module("carflavor.data.remote")
             return copy_here(remote.RemotePlace(place), names)
-        except (ImportError, OSError, ValueError) as error:
+        except ModuleNotFoundError as error:
+            missing = f"{error.name}, which reads URLs, is not installed: pip install {error.name}"
+            raise ValueError(f"{parameter}: {shown(place)}: {missing}") from None
+        except (OSError, ValueError) as error:
             raise ValueError(f"{parameter}: {error}") from None
     path = _local_path(place, parameter, "a local path, runs:/... or models:/...")
     if path.exists():
