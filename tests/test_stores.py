@@ -433,6 +433,36 @@ def test_what_a_web_server_may_answer(tmp_path, web):
         Store("http://127.0.0.1:9/cars.zip")
 
 
+class Listening(http.server.BaseHTTPRequestHandler):
+    """Answers everything with an empty zip, and remembers what it was asked."""
+
+    asked = []
+
+    def do_GET(self):
+        self.asked.append((self.path, self.headers["Authorization"]))
+        content = b"PK\x05\x06" + bytes(18)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        """Nothing."""
+
+
+def test_a_password_from_netrc_and_a_proxy_from_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login ada password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("no_proxy", "NO_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    Listening.asked.clear()
+    with web_server(Listening) as url:
+        Store(f"{url}/cars.zip")
+        monkeypatch.setenv("http_proxy", url)
+        Store("http://example.invalid/cars.zip")
+    assert Listening.asked == [("/cars.zip", "Basic YWRhOnNlY3JldA=="), ("http://example.invalid/cars.zip", None)]
+
+
 class CutOff(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
