@@ -3,6 +3,7 @@
 Preprocessing, evaluation and serving all come through here, so that what is served is what was trained.
 """
 
+import contextlib
 import io
 import itertools
 import os
@@ -100,6 +101,25 @@ def decode(data, max_pixels=MAX_PIXELS, wait_for_room=None):
             f"expected a whole {file_format}, got {len(data):,} bytes of one that is cut off, damaged or of a rare kind"
         )
     return photo
+
+
+def read_size(data):
+    """Reads how large a photo is, without decoding it.
+
+    Args:
+        data: Bytes of a photo in one of the formats that `decode` takes.
+
+    Returns:
+        Width and height in pixels, as the file has them: before the orientation that it states is applied.
+
+    Raises:
+        ValueError: If there is no such header.
+    """
+    if known := _FORMAT.match(data):
+        with contextlib.suppress(Exception):  # of any kind, as in decode
+            (width, height), *_ = _OPENERS[known.lastgroup](data)
+            return width, height
+    raise ValueError(f"expected a {_FORMATS}, got {len(data):,} bytes without the header of one")
 
 
 def _open_jpeg(data):

@@ -15,7 +15,7 @@ from PIL import Image
 
 import carflavor
 from carflavor import image
-from carflavor.image import cut_out, decode, encode_jpeg, squash
+from carflavor.image import cut_out, decode, encode_jpeg, read_size, squash
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 COLORS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
@@ -575,3 +575,22 @@ def test_squash_averages_what_it_reduces():
 def test_squash_leaves_a_photo_of_that_size_alone():
     photo = numbered(6, 6)
     assert squash(photo, 6) is photo
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "AVIF"])
+def test_read_size(file_format):
+    data = encoded(NOISE, file_format)
+    assert read_size(data) == (60, 40)
+    with pytest.raises(ValueError, match="^expected a JPEG, PNG, .* got 8 bytes without the header of one$"):
+        read_size(data[:8])
+
+
+def test_read_size_is_that_of_the_file():
+    exif = Image.Exif()
+    exif[274] = 6  # shown upright, it is 40 x 60
+    assert read_size(encoded(NOISE, "JPEG", exif=exif)) == (60, 40)
+
+
+def test_read_size_refuses_what_is_no_photo():
+    with pytest.raises(ValueError, match="got 8 bytes without the header of one$"):
+        read_size(b"no photo")
