@@ -17,6 +17,7 @@ from carflavor import image, report, tracking
 from carflavor.data import duplicates, layouts, records, sample
 from carflavor.data.locations import data_home, resolve_input, resolve_output
 from carflavor.data.splitting import choose_validation
+from carflavor.data.stores import Store
 from carflavor.progress import progress_bar
 
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "both": ("box", "full")}
@@ -110,10 +111,10 @@ def _sample_photos():
     return folder
 
 
-def _default_out(config, source):
+def _default_out(config, store):
     # Two folders of one name in different places must not write over each other.
-    place = hashlib.sha256(str(source).encode()).hexdigest()[:8]
-    return data_home() / "records" / ("sample" if config.source == "sample" else f"{source.name}-{place}")
+    place = hashlib.sha256(store.place.encode()).hexdigest()[:8]
+    return data_home() / "records" / ("sample" if config.source == "sample" else f"{store.name}-{place}")
 
 
 def write_records(config):
@@ -133,16 +134,20 @@ def write_records(config):
     if config.crop not in CROP_CHOICES:
         raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={config.crop!r}")
     out = resolve_output(config.out, "out") if config.out else None
-    source = _sample_photos() if config.source == "sample" else resolve_input(config.source, "source")
-    out = out or _default_out(config, source)
-    dataset = layouts.read_dataset(source, config.layout)
+    store = Store(_sample_photos() if config.source == "sample" else resolve_input(config.source, "source"))
+    out = out or _default_out(config, store)
+    dataset = layouts.read_dataset(store, config.layout)
+    for warning in dataset.warnings:
+        _logger.warning("%s", warning)
     if dataset.test is None and (out / "test.h5").exists():
-        raise ValueError(f"{out}: expected a folder without test.h5, for {source} has no labels for its test photos")
+        raise ValueError(
+            f"{out}: expected a folder without test.h5, for {store.place} has no labels for its test photos"
+        )
     if dataset.test is None:
-        _logger.info("No labels for the test photos in %s: test.h5 is not written", source)
+        _logger.info("No labels for the test photos in %s: test.h5 is not written", store.place)
     settings = {
         # The name alone: the same photos in another place are the same data.
-        "source": EMBEDDED_SAMPLE if config.source == "sample" else source.name,
+        "source": EMBEDDED_SAMPLE if config.source == "sample" else store.name,
         "source_digest": dataset.digest,
         "crop_margin": CROP_MARGIN,
         "interpolation": "INTER_AREA",
@@ -152,10 +157,10 @@ def write_records(config):
     }
     started = time.perf_counter()
     photos = [*dataset.train, *(dataset.test or [])]
-    hashes = _hash_photos(config, photos)
+    hashes = _hash_photos(config, store, photos)
     groups = duplicates.group_near_duplicates(hashes)
-    splits = _split(source, dataset, groups, config.seed)
-    skipped = _write_splits(config, splits, out, dataset.class_names, settings)
+    splits = _split(store, dataset, groups, config.seed)
+    skipped = _write_splits(config, store, splits, out, dataset.class_names, settings)
     summary = _summarise(out, splits, skipped, time.perf_counter() - started, settings)
     summary |= _summarise_near_duplicates(out, splits, photos, hashes, groups)
     _logger.info("%s", _describe_near_duplicates(summary))
@@ -163,14 +168,14 @@ def write_records(config):
     return out, summary
 
 
-def _split(source, dataset, groups, seed):
+def _split(store, dataset, groups, seed):
     """Returns a dict of split -> photos; a group of near-duplicates is not torn between training and validation."""
     labels = [photo.label for photo in dataset.train]
     chosen = choose_validation(labels, groups[: len(labels)], VALIDATION_SHARE, seed)
     if not chosen.any():
         raise ValueError(
-            f"{source}: expected two training photos of some class that are no near-duplicates of each other, one of "
-            f"them for validation, got none"
+            f"{store.place}: expected two training photos of some class that are no near-duplicates of each other, "
+            f"one of them for validation, got none"
         )
     splits = {
         "train": [photo for photo, is_chosen in zip(dataset.train, chosen, strict=True) if not is_chosen],
@@ -179,21 +184,23 @@ def _split(source, dataset, groups, seed):
     return splits if dataset.test is None else splits | {"test": dataset.test}
 
 
-def _write_splits(config, splits, out, class_names, settings):
+def _write_splits(config, store, splits, out, class_names, settings):
     """Writes the record files; returns what was left out, a list of dicts."""
     crops, skipped = CROP_CHOICES[config.crop], []
     with contextlib.ExitStack() as stack:
         total = sum(len(photos) for photos in splits.values())
         progress = stack.enter_context(progress_bar("preprocess", total))
+        reader = stack.enter_context(layouts.PhotoReader(store))
         writers = []
         for split, photos in splits.items():
             writer = records.RecordWriter(out / f"{split}.h5", crops, config.image_size, class_names, settings)
             writers.append(stack.enter_context(writer))
             for photo in photos:
                 try:
-                    record = _read_photo(photo, crops, config.image_size)
+                    record = _read_record(reader, photo, crops, config.image_size)
                 except (ValueError, OSError) as error:
-                    skipped.append({"photo": photo.name, "split": split, "reason": _leave_out(config, photo, error)})
+                    reason = _leave_out(config, store, photo, error)
+                    skipped.append({"photo": photo.name, "split": split, "reason": reason})
                 else:
                     writer.append(**record)
                 progress.update()
@@ -205,40 +212,45 @@ def _write_splits(config, splits, out, class_names, settings):
     return skipped
 
 
-def _leave_out(config, photo, error):
+def _leave_out(config, store, photo, error):
     """Returns why a photo cannot be read; stops the step where that is not allowed."""
     reason = getattr(error, "strerror", None) or str(error)
     if not config.skip_unreadable:
-        raise ValueError(f"{photo.path}: {reason}. Leave such photos out with skip_unreadable=true") from None
+        where = f"{store.place}/{photo.place}"
+        raise ValueError(f"{where}: {reason}. Leave such photos out with skip_unreadable=true") from None
     return reason
 
 
-def _hash_photos(config, photos):
+def _hash_photos(config, store, photos):
     """Returns the hashes of photos by which near-duplicates are found, uint64 (N, 4)."""
     hashes = np.zeros((len(photos), 4), np.uint64)
-    with progress_bar("near-duplicates", len(photos)) as progress:
+    with progress_bar("near-duplicates", len(photos)) as progress, layouts.PhotoReader(store) as reader:
         for row, photo in enumerate(photos):
             try:
-                hashes[row] = duplicates.hash_encoded(photo.path.read_bytes())
-            except (ValueError, OSError):
-                # Said in the words of the pass that writes, which comes to the photo again if it does not end here.
+                data = reader.read(photo)
                 try:
-                    image.decode(photo.path.read_bytes())
-                except (ValueError, OSError) as error:
-                    _leave_out(config, photo, error)
+                    hashes[row] = duplicates.hash_encoded(data)
+                except ValueError:
+                    # Said in the words of the pass that writes, which comes to the photo again if it does not end here.
+                    image.decode(data)
+            except (ValueError, OSError) as error:
+                _leave_out(config, store, photo, error)
             progress.update()
     return hashes
 
 
-def _read_photo(photo, crops, image_size):
-    pixels = image.decode(photo.path.read_bytes())
-    views = {"box": lambda: image.cut_out(pixels, photo.box, CROP_MARGIN), "full": lambda: pixels}
+def _read_record(reader, photo, crops, image_size):
+    pixels = image.decode(reader.read(photo))
+    height, width = pixels.shape[:2]
+    # Where nobody drew a box, the car is the whole photo.
+    box = photo.box or (0, 0, width, height)
+    views = {"box": lambda: image.cut_out(pixels, box, CROP_MARGIN), "full": lambda: pixels}
     return {
         "images": {crop: image.squash(views[crop](), image_size) for crop in crops},
         "label": photo.label,
         "source": photo.name,
-        "size": pixels.shape[:2],
-        "box": photo.box,
+        "size": (height, width),
+        "box": box,
     }
 
 

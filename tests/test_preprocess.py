@@ -11,6 +11,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_layouts import write_annotations, write_devkit
 
@@ -523,3 +525,32 @@ def test_sample_records_are_written_once(monkeypatch, tmp_path):
 def test_a_folder_without_the_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"^data: expected {tmp_path}/test.h5, which preprocess writes, got nothing$"):
         open_split(str(tmp_path), "test")
+
+
+def test_photos_inside_parquet_files(tmp_path, caplog):
+    photos = [{"bytes": encode_jpeg(draw(number)), "path": f"{number}.jpg"} for number in range(5)]
+    photos[3]["bytes"] = b"no photo"
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for split, rows in (("train", slice(0, 4)), ("validation", slice(4, 5))):
+        columns = {"image": pa.array(photos[rows], image), "label": [0, 0, 0, 1, 1][rows]}
+        pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError) as error:
+        write(tmp_path, tmp_path / "out", image_size=16)
+    reason = "expected a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC, got 8 bytes of something else"
+    assert str(error.value) == (
+        f"{tmp_path}/train.parquet, row 4: {reason}. Leave such photos out with skip_unreadable=true"
+    )
+    caplog.clear()
+    summary = write(tmp_path, tmp_path / "out", image_size=16, skip_unreadable=True)
+    assert caplog.messages[:2] == [
+        "No file names the classes: they are called by their numbers",
+        "There are no labelled test photos: the 1 for validation are used as such",
+    ]
+    assert summary["photos_by_split"] == {"train": 2, "validation": 1, "test": 1}
+    assert summary["skipped_photos"] == [{"photo": "3.jpg", "split": "train", "reason": reason}]
+    with RecordFile(tmp_path / "out" / "test.h5") as file:
+        assert (file.labels.tolist(), file.sources) == ([1], ["4.jpg"])
+        # Nobody drew a box: the car is the whole photo.
+        height, width = draw(4).shape[:2]
+        assert file.boxes.tolist() == [[0, 0, width, height]]
+        np.testing.assert_array_equal(file.images("box"), file.images("full"))

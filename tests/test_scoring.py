@@ -11,6 +11,7 @@ from carflavor import image
 from carflavor.data.layouts import read_dataset
 from carflavor.data.records import RecordFile
 from carflavor.data.sample import write_sample
+from carflavor.data.stores import Store
 from carflavor.image import encode_jpeg, squash
 from carflavor.preprocess import PreprocessConfig, write_records
 from carflavor.scoring import PyfuncModel, decode_base64
@@ -246,7 +247,7 @@ def test_serving_sees_the_pixels_that_preprocessing_stored(classifier, store, tm
     write_records(
         PreprocessConfig(source=str(tmp_path / "cars"), out=str(tmp_path / "records"), crop="both", image_size=48)
     )
-    test = read_dataset(tmp_path / "cars").test
+    test = read_dataset(Store(tmp_path / "cars")).test
     served = []
     classifier = carflavor.scoring.CarClassifier(
         lambda squares: served.extend(squares) or np.zeros((len(squares), 3), "float32"),
@@ -255,8 +256,9 @@ def test_serving_sees_the_pixels_that_preprocessing_stored(classifier, store, tm
         image_size=48,
     )
     classifier.engine.input_size = 32
-    classifier.predict([photo.path for photo in test], [photo.box for photo in test])
-    classifier.predict([photo.path for photo in test])
+    paths = [tmp_path / "cars" / photo.file for photo in test]
+    classifier.predict(paths, [photo.box for photo in test])
+    classifier.predict(paths)
     with RecordFile(tmp_path / "records" / "test.h5") as records:
         stored = [squash(square, 32) for crop in ("box", "full") for square in records.images(crop)]
     np.testing.assert_array_equal(served, stored)
