@@ -9,7 +9,6 @@ Files are written under new names, then `progress.json` is replaced, then files 
 process or a machine that dies at any moment leaves a folder from which the next one goes on.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import zlib
 import numpy as np
 
 from carflavor.data.locations import data_home
+from carflavor.locking import lock
 from carflavor.version import __version__
 
 
@@ -36,35 +36,6 @@ def digest(settings, files, weights):
     for weight in weights:
         sha256.update(np.ascontiguousarray(weight))
     return sha256.hexdigest()[:16]
-
-
-def lock(path, refusal):
-    """Locks a file against other processes until it is closed or this process ends.
-
-    Args:
-        path: `Path` of the file; it and its folder are made where they are missing.
-        refusal: What to say where another process holds the lock.
-
-    Returns:
-        The open file.
-
-    Raises:
-        ValueError: If another process holds the lock.
-    """
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have deleted it since it was opened: then it locks nothing.
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        except BlockingIOError:
-            file.close()
-            raise ValueError(refusal) from None
-        except FileNotFoundError:
-            pass
-        file.close()
 
 
 class Checkpoint:

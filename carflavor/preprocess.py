@@ -1,6 +1,5 @@
 """Photos into HDF5 record files: `train.h5`, `validation.h5` and `test.h5`."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -13,20 +12,25 @@ import mlflow
 import numpy as np
 
 import carflavor
-from carflavor import image, report, tracking
+from carflavor import report, tracking
 from carflavor.data import duplicates, layouts, records, sample
+from carflavor.data.build import Build
+from carflavor.data.decoding import Task, decode_photos
 from carflavor.data.locations import data_home, resolve_input, resolve_output
 from carflavor.data.splitting import choose_validation
-from carflavor.data.stores import Store
+from carflavor.data.stores import Store, open_store
+from carflavor.limits import count_cores
 from carflavor.progress import progress_bar
 
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "both": ("box", "full")}
 CROP_MARGIN = 16  # pixels, as foamliu/Car-Recognition (pre_process.py) cuts the cars
 VALIDATION_SHARE = 0.1
+WORK_FOLDER = ".preprocess"  # below `out`
 # The sample's photos are small, and its first run should be quick.
 SAMPLE_IMAGE_SIZE = 128
 # How record files call their source when it is the sample; no folder's name, as somebody's folder may be called sample.
 EMBEDDED_SAMPLE = "embedded sample"
+_PHOTOS_A_PROCESS = 1000  # to start one takes two seconds, in which another one decodes as many
 _SHEET_PHOTOS = 24
 _SHEET_GROUPS = 12
 
@@ -55,6 +59,7 @@ class PreprocessConfig:
         image_size: Side of the stored squares in pixels.
         skip_unreadable: Whether a photo that cannot be read is counted and left out instead of ending the step.
         seed: Seed of the validation split.
+        workers: Processes that decode; 0 for one a core.
         out: Folder to write to. Empty for one under `carflavor.data.locations.data_home()`.
     """
 
@@ -64,6 +69,7 @@ class PreprocessConfig:
     image_size: int = 256
     skip_unreadable: bool = False
     seed: int = 0
+    workers: int = 0
     out: str = ""
 
 
@@ -120,7 +126,8 @@ def _default_out(config, store):
 def write_records(config):
     """Writes `train.h5`, `validation.h5`, `test.h5`, `report.json` and `report.html`; no MLflow run.
 
-    The record files get their names together, when the last photo is in. Memory holds no more than one photo's pixels.
+    The record files get their names together, when the last photo is in. What a killed process has done is kept beside
+    them, in a hidden folder, and the next one with the same source and settings goes on there.
 
     Args:
         config: `PreprocessConfig`.
@@ -134,7 +141,7 @@ def write_records(config):
     if config.crop not in CROP_CHOICES:
         raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={config.crop!r}")
     out = resolve_output(config.out, "out") if config.out else None
-    store = Store(_sample_photos() if config.source == "sample" else resolve_input(config.source, "source"))
+    store = Store(_sample_photos()) if config.source == "sample" else open_store(config.source, "source")
     out = out or _default_out(config, store)
     dataset = layouts.read_dataset(store, config.layout)
     for warning in dataset.warnings:
@@ -156,15 +163,31 @@ def write_records(config):
         "seed": config.seed,
     }
     started = time.perf_counter()
-    photos = [*dataset.train, *(dataset.test or [])]
-    hashes = _hash_photos(config, store, photos)
-    groups = duplicates.group_near_duplicates(hashes)
-    splits = _split(store, dataset, groups, config.seed)
-    skipped = _write_splits(config, store, splits, out, dataset.class_names, settings)
-    summary = _summarise(out, splits, skipped, time.perf_counter() - started, settings)
-    summary |= _summarise_near_duplicates(out, splits, photos, hashes, groups)
-    _logger.info("%s", _describe_near_duplicates(summary))
-    _write_reports(out, summary)
+    by_pool = {"train": dataset.train} | ({} if dataset.test is None else {"test": dataset.test})
+    crops = CROP_CHOICES[config.crop]
+    key = {
+        "carflavor": carflavor.__version__,
+        "files": store.fingerprint(),
+        "crops": crops,
+        "image_size": config.image_size,
+        "settings": settings,
+    }
+    rows = {split: len(photos) for split, photos in by_pool.items()}
+    with Build(out / WORK_FOLDER, key, rows, crops, config.image_size) as build:
+        if build.starts_over:
+            _logger.warning("The source or a setting is not what it was when %s was begun: starting over", out)
+        _decode(config, store, by_pool, build)
+        photos = [*dataset.train, *(dataset.test or [])]
+        hashes = _collect_hashes(by_pool, build)
+        groups = duplicates.group_near_duplicates(hashes)
+        splits = _split(store, dataset, groups, config.seed)
+        skipped = _finish(by_pool, splits, build, dataset.class_names, settings)
+        build.publish(splits)
+        summary = _summarise(out, splits, skipped, time.perf_counter() - started, settings)
+        summary |= _summarise_near_duplicates(out, splits, photos, hashes, groups)
+        _logger.info("%s", _describe_near_duplicates(summary))
+        _write_reports(out, summary)
+        build.remove()
     return out, summary
 
 
@@ -184,74 +207,53 @@ def _split(store, dataset, groups, seed):
     return splits if dataset.test is None else splits | {"test": dataset.test}
 
 
-def _write_splits(config, store, splits, out, class_names, settings):
-    """Writes the record files; returns what was left out, a list of dicts."""
-    crops, skipped = CROP_CHOICES[config.crop], []
-    with contextlib.ExitStack() as stack:
-        total = sum(len(photos) for photos in splits.values())
-        progress = stack.enter_context(progress_bar("preprocess", total))
-        reader = stack.enter_context(layouts.PhotoReader(store))
-        writers = []
-        for split, photos in splits.items():
-            writer = records.RecordWriter(out / f"{split}.h5", crops, config.image_size, class_names, settings)
-            writers.append(stack.enter_context(writer))
-            for photo in photos:
-                try:
-                    record = _read_record(reader, photo, crops, config.image_size)
-                except (ValueError, OSError) as error:
-                    reason = _leave_out(config, store, photo, error)
-                    skipped.append({"photo": photo.name, "split": split, "reason": reason})
-                else:
-                    writer.append(**record)
-                progress.update()
-            if not len(writer):
-                raise ValueError(f"Expected at least one readable photo for {split}.h5, got none of {len(photos):,}")
-        # Bringing gigabytes to the disk takes seconds: all of it before the first file gets its name.
-        for writer in writers:
-            writer.finish()
+def _decode(config, store, by_pool, build):
+    """Brings all photos into their pools."""
+    tasks = [
+        Task(split, row, photo)
+        for split, photos in by_pool.items()
+        for row, photo in enumerate(photos)
+        if (split, row) not in build.done
+    ]
+    total = sum(map(len, by_pool.values()))
+    if done := total - len(tasks):
+        _logger.info("Going on after %s of %s photos", f"{done:,}", f"{total:,}")
+    workers = config.workers or min(count_cores(), 1 + len(tasks) // _PHOTOS_A_PROCESS)
+    with progress_bar("preprocess", total, done) as progress:
+        for entries in decode_photos(tasks, store, build.pools, CROP_MARGIN, workers):
+            errors = [entry for entry in entries if "error" in entry]
+            build.add([entry for entry in entries if config.skip_unreadable or "error" not in entry])
+            if errors and not config.skip_unreadable:
+                first = errors[0]
+                place = f"{store.place}/{by_pool[first['split']][first['row']].place}"
+                raise ValueError(f"{place}: {first['error']}. Leave such photos out with skip_unreadable=true")
+            progress.update(len(entries))
+
+
+def _collect_hashes(by_pool, build):
+    """Returns the hashes of photos by which near-duplicates are found, uint64 (N, 4); zeros of those left out."""
+    rows = [(split, row) for split, photos in by_pool.items() for row in range(len(photos))]
+    return np.array([build.done[place].get("hash", [0] * 4) for place in rows], np.uint64)
+
+
+def _finish(by_pool, splits, build, class_names, settings):
+    """Makes record files of the pools; returns what was left out, a list of dicts."""
+    places = {photo.name: (split, row) for split, photos in by_pool.items() for row, photo in enumerate(photos)}
+    files, skipped = {}, []
+    for split, photos in splits.items():
+        kept = []
+        for photo in photos:
+            pool, row = places[photo.name]
+            known = build.done[pool, row]
+            if "error" in known:
+                skipped.append({"photo": photo.name, "split": split, "reason": known["error"]})
+            else:
+                kept.append({"row": row, "label": photo.label, "source": photo.name} | known)
+        if not kept:
+            raise ValueError(f"Expected at least one readable photo for {split}.h5, got none of {len(photos):,}")
+        files[split] = ("test" if split == "test" else "train", kept)
+    build.finish(files, class_names, settings)
     return skipped
-
-
-def _leave_out(config, store, photo, error):
-    """Returns why a photo cannot be read; stops the step where that is not allowed."""
-    reason = getattr(error, "strerror", None) or str(error)
-    if not config.skip_unreadable:
-        where = f"{store.place}/{photo.place}"
-        raise ValueError(f"{where}: {reason}. Leave such photos out with skip_unreadable=true") from None
-    return reason
-
-
-def _hash_photos(config, store, photos):
-    """Returns the hashes of photos by which near-duplicates are found, uint64 (N, 4)."""
-    hashes = np.zeros((len(photos), 4), np.uint64)
-    with progress_bar("near-duplicates", len(photos)) as progress, layouts.PhotoReader(store) as reader:
-        for row, photo in enumerate(photos):
-            try:
-                data = reader.read(photo)
-                try:
-                    hashes[row] = duplicates.hash_encoded(data)
-                except ValueError:
-                    # Said in the words of the pass that writes, which comes to the photo again if it does not end here.
-                    image.decode(data)
-            except (ValueError, OSError) as error:
-                _leave_out(config, store, photo, error)
-            progress.update()
-    return hashes
-
-
-def _read_record(reader, photo, crops, image_size):
-    pixels = image.decode(reader.read(photo))
-    height, width = pixels.shape[:2]
-    # Where nobody drew a box, the car is the whole photo.
-    box = photo.box or (0, 0, width, height)
-    views = {"box": lambda: image.cut_out(pixels, box, CROP_MARGIN), "full": lambda: pixels}
-    return {
-        "images": {crop: image.squash(views[crop](), image_size) for crop in crops},
-        "label": photo.label,
-        "source": photo.name,
-        "size": (height, width),
-        "box": box,
-    }
 
 
 def _summarise(out, splits, skipped, seconds, settings):

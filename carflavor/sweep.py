@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from carflavor import checkpoint, tracking
 from carflavor.data.locations import data_home
+from carflavor.locking import lock
 from carflavor.preprocess import open_split
 from carflavor.train import RESUMED_FROM_TAG, train
 from carflavor.trials.process import TrialFailed
@@ -155,7 +156,7 @@ def _look_at_data(config, settings, ranges):
 
 def _alone(digest):
     path = data_home() / "sweeps" / f"{digest}.lock"
-    return checkpoint.lock(path, "Another process runs this sweep: give this one another name")
+    return lock(path, "Another process runs this sweep: give this one another name")
 
 
 def _go_on(client, parent, ranges):

@@ -24,6 +24,13 @@ from carflavor.preprocess import CROP_CHOICES, PreprocessConfig, preprocess
     help="Leave out photos that cannot be read, and list them.",
 )
 @click.option("--seed", default=PreprocessConfig.seed, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--workers",
+    default=PreprocessConfig.workers,
+    show_default=True,
+    type=click.IntRange(0, 256),
+    help="Processes that decode; 0: one a core.",
+)
 @click.option("--out", default=PreprocessConfig.out, help="Folder to write to; one under ~/.carflavor if empty.")
 def main(**options):
     """Writes a dataset's photos as HDF5 record files."""

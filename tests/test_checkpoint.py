@@ -1,10 +1,8 @@
-import shutil
-
 import keras
 import numpy as np
 import pytest
 
-from carflavor.checkpoint import Checkpoint, lock
+from carflavor.checkpoint import Checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -118,24 +116,3 @@ def test_training_that_begins_anew_is_not_gone_on_with_from_before(network):
         pass
     with Checkpoint("training") as checkpoint:
         assert checkpoint.progress is None
-
-
-def test_lock_on_a_file_that_was_deleted_locks_nothing(home, monkeypatch):
-    path = home / "folder" / "lock"
-    before = lock(path, "in use")
-    opened = []
-
-    def open_and_lose(*arguments):
-        # Between the opening and the locking of the file its holder deletes it and ends.
-        file = open(*arguments)
-        if not opened:
-            shutil.rmtree(home / "folder")
-            before.close()
-        opened.append(file)
-        return file
-
-    monkeypatch.setattr("carflavor.checkpoint.open", open_and_lose, raising=False)
-    with lock(path, "in use"):
-        assert len(opened) == 2
-        with pytest.raises(ValueError, match="in use"):
-            lock(path, "in use")

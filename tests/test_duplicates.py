@@ -1,16 +1,12 @@
-import io
-
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from carflavor.data import duplicates
 from carflavor.data.drawing import draw_photo
 from carflavor.data.duplicates import (
     MAX_DISTANCE,
     group_near_duplicates,
-    hash_encoded,
     hash_photo,
     have_near_duplicates,
     near_duplicates,
@@ -115,24 +111,6 @@ def test_groups_among_many_photos(random_hashes, monkeypatch, max_pairs):
     assert [found for found in rows.values() if len(found) > 1] == [[3, 511, 600, 1499], [512, 900]]
     assert list(rows) == list(range(1496))
     assert np.flatnonzero(have_near_duplicates(hashes[:700], hashes[700:])).tolist() == [3, 512, 600]
-
-
-def test_encoded_photos_are_hashed_as_they_are_shown():
-    photo = draw(3)
-    png = cv2.imencode(".png", photo[..., ::-1])[1].tobytes()
-    # Saved lying on its side, with the orientation that puts it upright.
-    sideways = io.BytesIO()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.rot90(photo)).save(sideways, "JPEG", quality=95, exif=exif)
-    hashes = np.array([hash_encoded(data) for data in (png, encode_jpeg(photo), sideways.getvalue())])
-    assert have_near_duplicates(hashes, hash_photo(photo)[None]).tolist() == [True] * 3
-
-
-@pytest.mark.parametrize("data", [b"", b"no photo", b"\xff\xd8\xff\xe0\0\x10JFIF"])
-def test_bytes_that_are_no_photo_are_refused(data):
-    with pytest.raises(ValueError, match=f"^expected the bytes of a photo, got {len(data)} "):
-        hash_encoded(data)
 
 
 def write_records(path, photos, crops=("box", "full")):

@@ -120,7 +120,7 @@ def test_read(place):
     assert {name: store.read(name) for name in store.names} == FILES
     for name in ["train/4.jpg", "train", "../cars/labels.csv", "/etc/passwd", ".git/config", ""]:
         for read in (store.read, store.open):
-            with pytest.raises(FileNotFoundError, match=f"^{place}/{name} does not exist$"):
+            with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{place}/{name}'$"):
                 read(name)
 
 
@@ -514,7 +514,7 @@ def test_a_folder_on_azure(url, container):
     with store.open("train/Škoda 100/2.jpg") as file:
         file.seek(-3, io.SEEK_END)
         assert file.read() == b"one"
-    with pytest.raises(FileNotFoundError, match="cars/gone.jpg does not exist$"):
+    with pytest.raises(FileNotFoundError, match="No such file or directory: .*cars/gone.jpg'$"):
         store.read("gone.jpg")
 
 

@@ -59,6 +59,8 @@ class Zip:
         sizes: Dict of relative posix name to bytes, as the archive's directory says, of all files.
     """
 
+    is_stream = False
+
     def __init__(self, path, place):
         self._path, self._place = path, place
         self._opened, self._process = None, None
@@ -130,10 +132,11 @@ class Tar:
 
     Attributes:
         sizes: Dict of relative posix name to bytes of all files.
+        is_stream: Whether it is compressed.
     """
 
     def __init__(self, path, place, compressed):
-        self._path, self._place, self._compressed = path, place, compressed
+        self._path, self._place, self.is_stream = path, place, compressed
         with open(path, "rb") as raw, bytes_bar(f"list {Path(path).name}", os.path.getsize(path)) as bar:
             try:
                 # Of a name that is there twice the later one counts, as in unpacking.
@@ -173,7 +176,7 @@ class Tar:
             raise tarfile.ReadError(f"no header at byte {archive.offset}")
 
     def _open_stream(self):
-        return gzip.open(self._path) if self._compressed else open(self._path, "rb")
+        return gzip.open(self._path) if self.is_stream else open(self._path, "rb")
 
     def open(self, name):
         """Returns a seekable binary file; a context manager. A compressed archive is unpacked up to its place."""
@@ -185,7 +188,7 @@ class Tar:
 
     def read_many(self, names):
         """Yields (name, bytes or OSError): in the order of the names, or of a compressed archive, in one pass."""
-        if not self._compressed:
+        if not self.is_stream:
             for name in names:
                 yield name, _read_or_error(self.open, name)
             return

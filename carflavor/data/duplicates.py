@@ -63,24 +63,6 @@ def hash_photo(photo):
     return np.packbits(bits).view(np.uint64)
 
 
-def hash_encoded(data):
-    """Computes `hash_photo` from the bytes of a photo.
-
-    Decodes in grey, which takes half the time. Not at a reduced scale, too: reading and entropy decoding remain (at 288
-    px nothing is won), and the pixels come out shifted against those of the same photo in another size.
-
-    Raises:
-        ValueError: If OpenCV makes no photo of the bytes.
-    """
-    try:
-        grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except cv2.error as error:
-        raise ValueError(f"expected the bytes of a photo, got {len(data):,} that OpenCV refuses: {error.err}") from None
-    if grey is None:
-        raise ValueError(f"expected the bytes of a photo, got {len(data):,} of something else")
-    return hash_photo(grey)
-
-
 def group_near_duplicates(hashes):
     """Puts photos into groups: near-duplicates, and near-duplicates of near-duplicates, are in one.
 

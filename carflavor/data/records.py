@@ -46,7 +46,7 @@ class RecordWriter:
         self._crops = tuple(crops)
         self._shape = (image_size, image_size, 3)
         self._class_names = list(class_names)
-        self._settings = {"format_version": FORMAT_VERSION, **settings}
+        self._settings = settings
         self._rows = []
         self._whole = None
 
@@ -96,14 +96,8 @@ class RecordWriter:
 
         Where several files belong together, each is finished before the first of the blocks ends.
         """
-        labels, sources, sizes, boxes = zip(*self._rows, strict=True) if self._rows else ((), (), (), ())
-        strings = h5py.string_dtype()
-        self._file.create_dataset("labels", data=np.array(labels, np.int64))
-        self._file.create_dataset("class_names", data=self._class_names, dtype=strings)
-        self._file.create_dataset("sources", data=list(sources), dtype=strings)
-        self._file.create_dataset("sizes", data=np.array(sizes, np.int32).reshape(-1, 2))
-        self._file.create_dataset("boxes", data=np.array(boxes, np.int32).reshape(-1, 4))
-        self._file.create_dataset("settings", data=json.dumps(self._settings), dtype=strings)
+        columns = zip(*self._rows, strict=True) if self._rows else ((), (), (), ())
+        write_columns(self._file, *columns, self._class_names, self._settings)
         self._file.close()
         # HDF5's lock is gone; this one holds until the file has its name.
         self._whole = open(self._partial, "rb")
@@ -124,6 +118,28 @@ class RecordWriter:
                 self._file.close()
             if self._whole is not None:
                 self._whole.close()
+
+
+def write_columns(file, labels, sources, sizes, boxes, class_names, settings):
+    """Writes all of a record file but its images.
+
+    Args:
+        file: `h5py.File` open for writing.
+        labels: Sequence of N int.
+        sources: Sequence of N str.
+        sizes: Sequence of N pairs, height and width of the original photos.
+        boxes: Sequence of N tuples `(x1, y1, x2, y2)` in the original photos.
+        class_names: Names in the order of the labels.
+        settings: What made the file, for JSON.
+    """
+    strings = h5py.string_dtype()
+    file.create_dataset("labels", data=np.array(labels, np.int64))
+    file.create_dataset("class_names", data=list(class_names), dtype=strings)
+    file.create_dataset("sources", data=list(sources), dtype=strings)
+    file.create_dataset("sizes", data=np.array(sizes, np.int32).reshape(-1, 2))
+    file.create_dataset("boxes", data=np.array(boxes, np.int32).reshape(-1, 4))
+    settings = json.dumps({"format_version": FORMAT_VERSION, **settings})
+    file.create_dataset("settings", data=settings, dtype=strings)
 
 
 class RecordFile:

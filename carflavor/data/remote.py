@@ -42,6 +42,8 @@ class RemotePlace:
         OSError: If nothing is there, or it cannot be reached.
     """
 
+    is_stream = False
+
     def __init__(self, url):
         self.place = shown(url)
         refuse_credentials(url)

@@ -1,5 +1,7 @@
 """The files of a dataset wherever they lie, read by name: in a folder, in an archive, or at a URL."""
 
+import errno
+import hashlib
 import os
 import re
 
@@ -79,6 +81,21 @@ class Store:
     def __repr__(self):
         return f"Store({self.place!r})"
 
+    @property
+    def is_stream(self):
+        """Whether files can only be read from the first to the last: one process then reads them for all others."""
+        return self._files.is_stream
+
+    def fingerprint(self):
+        """Returns a SHA-256 (hex) that differs where a file was changed, as far as sizes and times tell."""
+        sha256 = hashlib.sha256()
+        if self._archive and not self._url:
+            sha256.update(str(os.stat(self._archive).st_mtime_ns).encode())
+        stamp = self._files.stamp if isinstance(self._files, _Folder) else self._files.sizes.get
+        for name in self.names:
+            sha256.update(f"{name} {stamp(name)}\n".encode())
+        return sha256.hexdigest()
+
     def open(self, name):
         """Returns a seekable binary file; a context manager.
 
@@ -87,7 +104,7 @@ class Store:
             OSError: If it cannot be read, also while it is.
         """
         if name not in self._known:
-            raise FileNotFoundError(f"{self.place}/{name} does not exist")
+            raise _no_file(f"{self.place}/{name}")
         return self._files.open(name)
 
     def read(self, name):
@@ -125,7 +142,7 @@ class Store:
 
     def _refuse(self, name):
         if name not in self._known:
-            return FileNotFoundError(f"{self.place}/{name} does not exist")
+            return _no_file(f"{self.place}/{name}")
         return _refuse_size(f"{self.place}/{name}", self._files.sizes[name] or 0)
 
 
@@ -157,6 +174,8 @@ class _Folder:
         sizes: Dict of relative posix name to None, of all files: asking for sizes doubles the time of a listing.
     """
 
+    is_stream = False
+
     def __init__(self, path):
         self._path = path
         self.sizes = dict.fromkeys(self._list(path, "", frozenset([os.path.realpath(path)])))
@@ -173,6 +192,14 @@ class _Folder:
                     # Links are followed, but not to a folder that they stand in.
                     yield from self._list(entry.path, f"{prefix}{entry.name}/", above | {real})
 
+    def stamp(self, name):
+        """Returns size and time of the last change."""
+        try:
+            found = os.stat(os.path.join(self._path, name))
+        except OSError:
+            return None  # gone since it was listed
+        return found.st_size, found.st_mtime_ns
+
     def open(self, name):
         return open(os.path.join(self._path, name), "rb")
 
@@ -186,6 +213,10 @@ class _Folder:
                 return too_large or file.read()
         except OSError as error:
             return error
+
+
+def _no_file(what):
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), what)
 
 
 def _refuse_size(what, num_bytes):

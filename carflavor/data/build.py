@@ -1,0 +1,143 @@
+"""Record files in the making: whatever ends the process, the next one goes on where it was."""
+
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from carflavor.data.journal import Journal
+from carflavor.data.pools import Pool, create_pool
+from carflavor.data.records import RecordWriter, write_columns
+from carflavor.locking import lock
+
+
+class Build:
+    """A folder with the pools that photos go to and a journal of what is done; a context manager.
+
+    First every photo goes to the row of its pool. When all hashes are known it is decided which row belongs to which
+    record file, and the pools become record files. Only then do these get their names.
+
+    Args:
+        folder: Hidden folder beside the record files; made where it is missing.
+        key: What the files are made of, for JSON. Of other work nothing is kept.
+        rows: Dict of split -> number of photos, for `train` and, where there are labels, `test`.
+        crops: Which of `box` and `full` each row has.
+        image_size: Side of the squares in pixels.
+
+    Attributes:
+        pools: Dict of split -> `Pool`, as long as there are photos to decode.
+        done: Dict of (split, row) -> dict of what is known of a photo: `size`, `box`, `hash`; or `error`.
+        starts_over: Whether something was kept that is of no use, since the source or a setting changed.
+
+    Raises:
+        ValueError: If another process works in the folder.
+        OSError: If there is no room for the pools.
+    """
+
+    def __init__(self, folder, key, rows, crops, image_size):
+        self._folder = Path(folder)
+        self._key = key
+        self._rows = rows
+        self._crops = crops
+        self._image_size = image_size
+        self.pools = {}
+
+    def __enter__(self):
+        self._lock = lock(
+            self._folder / "lock", f"Another process writes record files to {self._folder.parent}: {self._folder}"
+        )
+        try:
+            self._journal = Journal(self._folder / "journal", self._key)
+            self.starts_over = self._journal.is_other
+            if not self._is_usable():
+                self._journal.clear()
+            self.done = {(e["split"], e["row"]): e for e in self._journal.entries if "row" in e}
+            for split, rows in self._rows.items():
+                if not self._has("closed", split):
+                    self.pools[split] = self._open_pool(split, rows)
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for pool in self.pools.values():
+            pool.close()
+        self._journal.close()
+        self._lock.close()
+
+    def _has(self, stage, split):
+        return {"stage": stage, "split": split} in self._journal.entries
+
+    def _is_usable(self):
+        for split in self._rows:
+            if self._has("closed", split):
+                continue
+            # HDF5 was changing the file: what came of it cannot be known.
+            if self._has("closing", split) or (self._journal.entries and not self._path(split).is_file()):
+                return False
+        return True
+
+    def _open_pool(self, split, rows):
+        if self._journal.entries:
+            return Pool(self._path(split))
+        return create_pool(self._path(split), self._crops, self._image_size, rows)
+
+    def _path(self, split):
+        return self._folder / f"{split}.h5"
+
+    def add(self, entries):
+        """Notes photos that are in their pools, a list of dicts with `split`, `row` and what `done` holds."""
+        self._journal.add(entries)
+        self.done |= {(entry["split"], entry["row"]): entry for entry in entries}
+
+    def finish(self, files, class_names, settings):
+        """Makes record files of the pools.
+
+        Args:
+            files: Dict of split -> pair of the pool's split and the photos of the file, dicts with `row`, `label`,
+                `source`, `size` and `box`, in the order of their rows.
+            class_names: Names in the order of the labels.
+            settings: What made the files, for JSON.
+        """
+        for split, (pool, photos) in files.items():
+            if split != pool and not self._has("copied", split):
+                self._copy(split, self.pools[pool], photos, class_names, settings)
+                self._journal.add([{"stage": "copied", "split": split}])
+        for split, (pool, photos) in files.items():
+            if split == pool and not self._has("closed", split):
+                self._close(split, photos, class_names, settings)
+
+    def _copy(self, split, pool, photos, class_names, settings):
+        path = self._path(split)
+        with RecordWriter(path, self._crops, self._image_size, class_names, settings) as writer:
+            for photo in photos:
+                row = photo["row"]
+                writer.append(pool.read(row), *(photo[name] for name in ("label", "source", "size", "box")))
+
+    def _close(self, split, photos, class_names, settings):
+        pool = self.pools[split]
+        order = pool.close_up(np.array([photo["row"] for photo in photos]))
+        by_row = {photo["row"]: photo for photo in photos}
+        photos = [by_row[row] for row in order.tolist()]
+        self._journal.add([{"stage": "closing", "split": split}])
+        with h5py.File(pool.path, "r+") as file:
+            for crop in pool.crops:
+                file[f"images/{crop}"].resize(len(photos), axis=0)
+            columns = {name: [photo[name] for photo in photos] for name in ("label", "source", "size", "box")}
+            write_columns(file, *columns.values(), class_names, settings)
+        pool.synchronise()
+        self._journal.add([{"stage": "closed", "split": split}])
+
+    def publish(self, splits):
+        """Gives the finished files their names, `<split>.h5` beside the folder."""
+        for split in splits:
+            # Those that are not there any more have theirs, from a process that was killed here.
+            if self._path(split).is_file():
+                os.replace(self._path(split), self._folder.parent / f"{split}.h5")
+
+    def remove(self):
+        """Removes the folder."""
+        shutil.rmtree(self._folder)
