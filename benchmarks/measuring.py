@@ -138,7 +138,7 @@ class Server:
 
     def memory(self):
         """Returns the bytes of memory that its processes take together; see `memory_of`."""
-        return memory_of(_processes_of_session(self._process.pid))
+        return memory_of(processes_of_session(self._process.pid))
 
     def end(self, timeout=60):
         """Ends it as an operator does, by SIGTERM, and returns its exit code.
@@ -189,7 +189,8 @@ def memory_of(pids):
     return own + max(shared)
 
 
-def _processes_of_session(session):
+def processes_of_session(session):
+    """Yields the ids of the processes of a session."""
     for folder in Path("/proc").glob("[0-9]*"):
         # The name, in brackets, may hold anything; after it come state, parent, process group and session.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

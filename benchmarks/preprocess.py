@@ -1,0 +1,135 @@
+"""How fast photos become record files, beside a loop that only decodes and resizes them.
+
+    python benchmarks/preprocess.py
+    python benchmarks/preprocess.py --photos ../shared/data/stanford-cars-crops
+
+It takes some minutes. Nothing else should run on the machine. Contestants, on the same photos, in turns:
+
+- bare: `cv2.imdecode` and `cv2.resize`, one thread, nothing is written
+- ours_1: the whole step without its MLflow run, from the listing to the reports, with workers=1 and crop=full
+- ours_all: the same with a worker a core
+- bare_all: as many bare loops as cores, started together
+
+The photos are drawn ones in three sizes, or a folder's. The first keys of the JSON line at the end are
+
+- one_worker_over_bare: ours_1 over bare, photos a second. At least 0.9.
+- all_over_parallel_bare: ours_all over bare_all. At least 0.9.
+- peak_growth_4n: memory of ours_all, all processes, at its peak, with four times the photos over once. At most 1.1.
+
+Figures are medians of the rounds.
+"""
+
+import json
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import click
+import cv2
+import numpy as np
+from measuring import Contestant, describe_machine
+
+from carflavor.data.drawing import CLASS_NAMES, draw_photo
+from carflavor.image import encode_jpeg
+
+FOLDER = Path(__file__).parent
+SIDES = {"small": 288, "medium": 600, "large": 1200}  # pixels, the longer one
+IMAGE_SIZE = 256
+
+
+def say(line):
+    click.echo(line, err=True)
+
+
+def draw_photos(folder, number, side):
+    """Writes drawn photos into class folders; noise makes their bytes as many as those of real photos."""
+    for index in range(number):
+        random = np.random.default_rng(index)
+        drawn, _ = draw_photo(index % len(CLASS_NAMES), random)
+        height, width = drawn.shape[:2]
+        scale = side / max(height, width)
+        photo = cv2.resize(drawn, (round(width * scale), round(height * scale))).astype(np.int16)
+        photo = (photo + random.normal(0, 6, photo.shape)).clip(0, 255).astype(np.uint8)
+        path = folder / "train" / f"{index % len(CLASS_NAMES)}" / f"{index:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_jpeg(photo))
+
+
+def contestant(kind, **settings):
+    """Returns a process that measures, ready for its first round."""
+    command = [sys.executable, str(FOLDER / "preprocess_contestants.py"), kind, json.dumps(settings)]
+    process = Contestant(kind, command, {"PYTHONPATH": str(FOLDER.parent)})
+    process.wait_until_ready()
+    return process
+
+
+def measure(source, rounds, cores):
+    """Returns a dict of the medians of photos a second, and the peak of memory."""
+    source = str(source)
+    figures = {}
+    with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
+
+        def start(kind, **settings):
+            process = contestant(kind, source=source, image_size=IMAGE_SIZE, **settings)
+            stack.callback(process.close)
+            return process
+
+        loops = [start("bare") for _ in range(cores)]
+        ours = {"ours_1": start("ours", workers=1), "ours_all": start("ours", workers=cores)}
+        peaks = []
+        for turn in range(rounds + 1):
+            found = {"bare": loops[0].measure_round()}
+            for name, process in ours.items():
+                found[name], peak = process.measure_round()
+            peaks.append(peak)
+            found["bare_all"] = sum(threads.map(Contestant.measure_round, loops))
+            if turn:  # the first one reads the photos from the disk
+                for name, rate in found.items():
+                    figures.setdefault(name, []).append(rate)
+                say(", ".join(f"{name} {rate:.0f} photos/s" for name, rate in found.items()))
+    return {name: median(rates) for name, rates in figures.items()} | {"peak_bytes": median(peaks)}
+
+
+@click.command()
+@click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), help="[default: drawn ones]")
+@click.option("--number", default=3000, show_default=True, type=click.IntRange(100), help="Drawn photos of a size.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+def main(photos, number, rounds):
+    """Measures photos a second and memory of preprocess."""
+    machine = describe_machine()
+    cores = machine["cores"]
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {"given": photos} if photos else {}
+        if not photos:
+            for name, side in SIDES.items():
+                folders[name] = Path(folder) / name
+                draw_photos(folders[name], number if name != "large" else number // 3, side)
+        for name, source in folders.items():
+            say(f"{name}:")
+            figures[name] = measure(source, rounds, cores)
+        last = "given" if photos else "small"
+        if not photos:
+            say("four times as many:")
+            draw_photos(Path(folder) / "4n", 4 * number, SIDES[last])
+            process = contestant("ours", source=str(Path(folder) / "4n"), image_size=IMAGE_SIZE, workers=cores)
+            _, peak = process.measure_round()
+            process.close()
+    ratios = {
+        name: {
+            "one_worker_over_bare": found["ours_1"] / found["bare"],
+            "all_over_parallel_bare": found["ours_all"] / found["bare_all"],
+        }
+        for name, found in figures.items()
+    }
+    first = ratios["given" if photos else "medium"]
+    growth = {} if photos else {"peak_growth_4n": peak / figures[last]["peak_bytes"]}
+    line = first | growth | {"by_size": ratios, "figures": figures, "rounds": rounds, "machine": machine}
+    click.echo(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
