@@ -56,7 +56,6 @@ _SECONDS_TO_DRAIN = 30
 _SECONDS_TO_END = 5  # after that
 _SECONDS_BETWEEN_CHECKS = 10
 _SECONDS_TO_CHECK = 5
-_WARM_UP_SIZES = (LARGEST_BATCH, 8, 4, 2, 1)  # all sizes would take half a minute on a slow CPU
 _ERROR_CODES = {500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}  # as MLflow calls them
 _READING = ("GET", "HEAD")
 _METHODS = {
@@ -115,6 +114,11 @@ class ScoringApp:
         # Not mlflow.pyfunc.load_model: it would import what the model directory names, before anything is checked.
         pyfunc_model = flavor._load_pyfunc(path)
         self._classifier = pyfunc_model.get_raw_model()
+        data = example_photo()[0]
+        self._example = self._classifier.prepare(decode(data))[np.newaxis]
+        # The first batches of a size are slow and take memory for good; the largest first, to take it once.
+        for size in reversed(self._classifier.engine.sizes_to_prepare(LARGEST_BATCH)):
+            self._classifier.engine(self._example.repeat(size, axis=0))
         self._engine = BatchingEngine(self._classifier.engine, self._metrics.batches.observe)
         self._classifier.engine = self._engine
         # What MLmodel says is under no digest: MLflow rewrites it.
@@ -124,17 +128,10 @@ class ScoringApp:
         # MLflow scores in six threads on two cores: batches could hold no more photos. One batch is computed while
         # another one is decoded.
         self._threads = ThreadPoolExecutor(2 * LARGEST_BATCH, thread_name_prefix="request")
-        data = example_photo()[0]
-        self._example = self._classifier.prepare(decode(data))[np.newaxis]
         self._interface = json.dumps(describe_interface(limits, base64.b64encode(data).decode())).encode()
         self._check = None
         self._process, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
-        self._warm_up()
-
-    def _warm_up(self):
-        # The first batches are slow: of Keras those of each of these sizes, for which it compiles the network.
-        for size in _WARM_UP_SIZES:
-            self._engine(self._example.repeat(size, axis=0))
+        self._engine(self._example)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":

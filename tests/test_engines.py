@@ -43,6 +43,7 @@ def test_keras_engine_answers_any_batch(keras_file, squares, expected, count):
     rows = np.arange(count) % len(squares)
     np.testing.assert_allclose(engine(squares[rows]), expected[rows], atol=1e-5)
     assert (engine.name, engine.precision, engine.input_size) == ("keras", "float32", 32)
+    assert engine.sizes_to_prepare(16) == [1, 2, 4, 8, 16]
 
 
 # bfloat16 has 8 bits of precision, int8 as many levels.
@@ -54,6 +55,7 @@ def test_openvino_engine_answers_like_keras(ir, squares, expected, precision, to
         assert probabilities.dtype == np.float32
         np.testing.assert_allclose(probabilities, expected[:count], atol=tolerance)
     assert (engine.name, engine.precision, engine.input_size) == ("openvino", precision, 32)
+    assert engine.sizes_to_prepare(4) == [1, 2, 3, 4]
 
 
 def test_normalisation_and_scale_become_part_of_the_convolutions(ir, tiny_network):

@@ -312,7 +312,7 @@ answer, calls = engines.OpenVinoEngine.__call__, []
 
 def hang_after_warming_up(self, photos):
     calls.append(1)
-    if len(calls) > len(server._WARM_UP_SIZES):
+    if len(calls) > server.LARGEST_BATCH + 1:
         time.sleep(600)
     return answer(self, photos)
 
