@@ -112,7 +112,7 @@ class OpenVinoEngine:
         self._turn = threading.Lock()
 
     def sizes_to_prepare(self, largest):
-        """Returns the sizes of batch, as `KerasEngine` does: all, for batches are not padded. Each takes 2 MB or more."""
+        """Returns the sizes of batch, as `KerasEngine` does: all, for batches are not padded."""
         return list(range(1, largest + 1))
 
     def __call__(self, photos):
