@@ -8,9 +8,7 @@ import contextlib
 import json
 import logging
 import pickle
-import re
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 
 import mlflow
 import numpy as np
@@ -23,6 +21,7 @@ from carflavor import checkpoint, tracking
 from carflavor.data.locations import data_home
 from carflavor.locking import lock
 from carflavor.preprocess import open_split
+from carflavor.spark import check_master
 from carflavor.train import RESUMED_FROM_TAG, train
 from carflavor.trials.process import TrialFailed
 from carflavor.trials.ranges import read_ranges, read_settings
@@ -41,7 +40,6 @@ from carflavor.trials.sampling import UntriedSampler, list_combinations
 
 # A trial is pruned that is worse than the median of at least so many others after the same epoch.
 _TRIALS_BEFORE_PRUNING = 5
-_SPARK_MASTERS = r"local($|\[)|spark://|k8s://|yarn$"
 
 _logger = logging.getLogger(__name__)
 
@@ -92,7 +90,7 @@ def sweep(config, train=train):
     with tracking.step_run("sweep", config) as run, contextlib.ExitStack() as stack:
         ranges = read_ranges(config.ranges)
         settings = read_settings(config.settings, config.data, config.preset, ranges)
-        _check_master(config.master)
+        check_master(config.master)
         folder, digest = _look_at_data(config, settings, ranges)
         stack.enter_context(_alone(digest))
 
@@ -128,13 +126,6 @@ def sweep(config, train=train):
         report.write()
         _say_best(report)
     return report.best
-
-
-def _check_master(master):
-    if master and find_spec("pyspark") is None:
-        raise ValueError("master: expected pyspark to be installed, got none: pip install 'carflavor[spark]'")
-    if master and not re.match(_SPARK_MASTERS, master):
-        raise ValueError(f"Expected master to be local[n], spark://..., k8s://... or yarn. Received: master={master!r}")
 
 
 def _look_at_data(config, settings, ranges):

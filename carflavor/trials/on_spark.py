@@ -14,14 +14,11 @@ trial, so that there is one run a trial. Four things are done otherwise than the
 import contextlib
 import json
 import logging
-import os
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -30,10 +27,8 @@ from mlflow.optuna.storage import MlflowStorage
 from mlflow.pyspark.optuna.study import MlflowSparkStudy
 from optuna.distributions import CategoricalDistribution, IntDistribution, distribution_to_json
 from pyspark import TaskContext
-from pyspark.sql import SparkSession
 
-import carflavor
-from carflavor.data.locations import data_home
+from carflavor.spark import open_session
 from carflavor.trials.process import TrialFailed
 from carflavor.trials.runs import BEST_METRIC, FAILED, FAILURE_TAG, attempt, find_trial_runs, name_trial, read_trial
 from carflavor.trials.sampling import UntriedSampler
@@ -54,7 +49,8 @@ def search_on_spark(search, report, master, parallel):
         ValueError: If no Spark session can be had, or three trials fail one after the other.
     """
     tasks = min(parallel, report.left)
-    with _spark_session(master) as spark, _study_run(search) as study_name:
+    logging.getLogger("mlflow.pyspark.optuna.study").setLevel(logging.WARNING)  # it calls every sweep a resumed one
+    with open_session(master, "sweep") as spark, _study_run(search) as study_name:
         study = MlflowSparkStudy(
             study_name,
             MlflowStorage(search.parent.info.experiment_id),
@@ -76,40 +72,6 @@ def search_on_spark(search, report, master, parallel):
                     spark.sparkContext.cancelAllJobs()  # more than once: the job may not have begun
                 raise
             searching.result()
-
-
-@contextlib.contextmanager
-def _spark_session(master):
-    if session := SparkSession.getActiveSession():
-        yield session  # a notebook's, say: it is its owner's to stop
-        return
-    # Where carflavor is not installed on the workers, they find it where it lies here.
-    packages = [str(Path(carflavor.__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {
-        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, packages))),
-        "CARFLAVOR_HOME": str(data_home()),
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
-        # The bars of several trainings would write over each other.
-        "TQDM_DISABLE": "1",
-    }
-    builder = SparkSession.builder.master(master).appName("carflavor sweep")
-    builder = builder.config("spark.ui.showConsoleProgress", "false")
-    for name, value in environment.items():
-        builder = builder.config(f"spark.executorEnv.{name}", value)
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    logging.getLogger("mlflow.pyspark.optuna.study").setLevel(logging.WARNING)  # it calls every sweep a resumed one
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        session = builder.getOrCreate()
-    except Exception as error:
-        reason = " ".join(str(error).split("\n")[:2])
-        raise ValueError(f"master: no Spark session could be had from {master}: {reason}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, handler)  # Spark has put its own in the place of the step's
-    try:
-        yield session
-    finally:
-        session.stop()
 
 
 @contextlib.contextmanager
