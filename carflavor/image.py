@@ -10,6 +10,7 @@ import os
 import re
 import struct
 import zlib
+from functools import partial
 
 import cv2
 import numpy as np
@@ -43,6 +44,10 @@ _PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 # Of the first chunk: where width and height start in the bits from byte 20 on, their mask, and what is added.
 _WEBP_SIZES = {b"VP8 ": (48, 64, 0x3FFF, 0), b"VP8L": (8, 22, 0x3FFF, 1), b"VP8X": (32, 56, 0xFFFFFF, 1)}
 _TIFF_SIZE, _TIFF_TILE = (256, 257), (322, 323)  # tags of width and height
+# Of a square's side, so much a JPEG has to have left where less of it is decoded. 224 pixels, what networks see, are as
+# much of 256, what is stored; and half of 480, a common height of older photos, is above it.
+_LEAST_SIDE = 7 / 8
+_GREY_SPREAD = 2  # levels between the channels
 _MAX_TIFF_TILE = 4096  # pixels a side; OpenCV makes room for a whole one of up to 1 GB, however small the photo
 
 
@@ -50,57 +55,128 @@ class _Refusal(ValueError):
     """Says itself what is wrong with a photo, where other exceptions are those of decoders."""
 
 
-def decode(data, max_pixels=MAX_PIXELS, wait_for_room=None):
-    """Decodes the bytes of a photo as 8-bit RGB.
+class EncodedPhoto:
+    """A photo in the bytes of a file, which may come from a stranger.
 
-    Greyscale is repeated in three channels, CMYK converted, 16 bits reduced to 8, alpha dropped, and the orientation
-    that the file states applied: boxes refer to the photo as it is shown. Of an animation or several pages, the first
-    picture is decoded.
-
-    The bytes may come from a stranger: format and size are read from the header before anything is decoded, and by
-    nothing else does the decoder take memory (but see `_open_avif`).
+    Format and size are read from the header before anything is decoded, and by nothing else does the decoder take
+    memory (but see `_open_avif`).
 
     Args:
         data: Bytes of a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or, with the extra `heic`, HEIC.
         max_pixels: Most pixels that the photo may have; a TIFF, a JPEG of four colours and an animated WebP two thirds
             of them; `MAX_PIXELS` where that is less. An AVIF is taken only without a lower limit: see `_open_avif`.
-        wait_for_room: Function that is called with the number of pixels before they are decoded.
 
-    Returns:
-        uint8 RGB array of shape `(height, width, 3)`.
+    Attributes:
+        format: `JPEG`, `PNG`, and so on: by the bytes, whatever the file is called.
+        width: In pixels, as the file has it: before the orientation that it states is applied.
+        height: Likewise.
+        size: Height and width as the photo is shown; None until it was decoded.
 
     Raises:
         ValueError: If the bytes are no photo of these formats, one that was cut off (OpenCV fills the missing part of a
             JPEG with grey and says so on standard error only), or one of more pixels.
     """
-    if not data:
-        raise ValueError("expected the bytes of a photo, got none")
+
+    def __init__(self, data, max_pixels=MAX_PIXELS):
+        if not data:
+            raise ValueError("expected the bytes of a photo, got none")
+        self._length = len(data)
+        self.format = find_format(data)
+        if self.format is None:
+            raise ValueError(f"expected a {_FORMATS}, got {len(data):,} bytes of something else")
+        if self.format == "AVIF" and max_pixels < MAX_PIXELS:
+            raise ValueError("expected a photo of another format, got an AVIF, whose header need not tell its size")
+        max_pixels = min(max_pixels, MAX_PIXELS)
+        with self._one_kind_of_error():
+            (self.width, self.height), is_costly, self._load = _OPENERS[self.format](data)
+            if is_costly:
+                # Decoding takes up to 14 bytes a pixel, and 9 otherwise.
+                max_pixels = max_pixels * 2 // 3
+            if self.width * self.height > max_pixels:
+                raise _Refusal(
+                    f"expected a photo of at most {max_pixels:,} pixels, got one of {self.width:,} x {self.height:,}"
+                )
+        self.size = None
+        self._decoded = {}
+
+    @contextlib.contextmanager
+    def _one_kind_of_error(self):
+        try:
+            yield
+        except _Refusal:
+            raise
+        except Exception:  # of any kind: what hostile bytes bring decoders to is not in their documentation
+            raise _Refusal(
+                f"expected a whole {self.format}, got {self._length:,} bytes of one that is cut off, damaged or of a "
+                f"rare kind"
+            ) from None
+
+    def decode(self, scale=1):
+        """Decodes the photo as 8-bit RGB.
+
+        Greyscale is repeated in three channels, CMYK converted, 16 bits reduced to 8, alpha dropped, and the
+        orientation that the file states applied: boxes refer to the photo as it is shown. Of an animation or several
+        pages, the first picture is decoded.
+
+        Args:
+            scale: 1, 2, 4 or 8 for a JPEG, of which a whole, half, quarter or eighth of each side is decoded; 1 for
+                all others.
+
+        Returns:
+            uint8 RGB array of shape `(height, width, 3)`.
+
+        Raises:
+            ValueError: If the photo is damaged.
+        """
+        if scale not in self._decoded:
+            with self._one_kind_of_error():
+                photo = self._load(scale) if scale > 1 else self._load()
+                if sorted(photo.shape[:2]) != sorted((-(-self.width // scale), -(-self.height // scale))):
+                    raise EOFError
+            is_turned = (photo.shape[0] > photo.shape[1]) != (self.height > self.width)
+            self.size = (self.width, self.height) if is_turned else (self.height, self.width)
+            self._decoded[scale] = photo
+        return self._decoded[scale]
+
+    def cut_square(self, size, box=None, margin=0):
+        """Decodes a part of the photo, or all of it, as a square: the way of every photo to the network.
+
+        Of a JPEG no more is decoded than the square needs, which takes half the time where the photo is twice as large.
+        What is cut out alone decides how much that is, so that training and serving see the same pixels.
+
+        Args:
+            size: Side of the square in pixels.
+            box: `(x1, y1, x2, y2)`, 0-based half-open, in pixels of the photo as it is shown; None for the whole photo.
+            margin: Pixels of the photo that are added on each side of the box, as far as it reaches.
+
+        Returns:
+            uint8 RGB array of shape `(size, size, 3)`.
+
+        Raises:
+            ValueError: If the photo is damaged, or the box holds no pixel of it.
+        """
+        if box is None:
+            return squash(self.decode(self._choose_scale(self.width, self.height, size)), size)
+        x1, y1, x2, y2 = (int(value) for value in box)
+        scale = self._choose_scale(x2 - x1, y2 - y1, size)
+        return squash(cut_out(self.decode(scale), (x1, y1, x2, y2), margin, scale, self.size), size)
+
+    def _choose_scale(self, width, height, size):
+        if self.format != "JPEG":
+            return 1
+        least = _LEAST_SIDE * size
+        return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * least), 1)
+
+
+def decode(data, max_pixels=MAX_PIXELS):
+    """Decodes the bytes of a photo as 8-bit RGB: `EncodedPhoto(data, max_pixels).decode()`."""
+    return EncodedPhoto(data, max_pixels).decode()
+
+
+def find_format(data):
+    """Returns `JPEG`, `PNG` and so on by the first bytes of a photo, or None."""
     known = _FORMAT.match(data)
-    if known is None:
-        raise ValueError(f"expected a {_FORMATS}, got {len(data):,} bytes of something else")
-    file_format = known.lastgroup
-    if file_format == "AVIF" and max_pixels < MAX_PIXELS:
-        raise ValueError("expected a photo of another format, got an AVIF, whose header need not tell its size")
-    max_pixels = min(max_pixels, MAX_PIXELS)
-    try:
-        (width, height), is_costly, load = _OPENERS[file_format](data)
-        if is_costly:
-            # Decoding takes up to 14 bytes a pixel, and 9 otherwise.
-            max_pixels = max_pixels * 2 // 3
-        if width * height > max_pixels:
-            raise _Refusal(f"expected a photo of at most {max_pixels:,} pixels, got one of {width:,} x {height:,}")
-        if wait_for_room:
-            wait_for_room(width * height)
-        photo = load()
-    except _Refusal:
-        raise
-    except Exception:  # of any kind: what hostile bytes bring decoders to is not in their documentation
-        photo = None
-    if photo is None or sorted(photo.shape[:2]) != sorted((width, height)):
-        raise ValueError(
-            f"expected a whole {file_format}, got {len(data):,} bytes of one that is cut off, damaged or of a rare kind"
-        )
-    return photo
+    return known and known.lastgroup
 
 
 def read_size(data):
@@ -115,9 +191,9 @@ def read_size(data):
     Raises:
         ValueError: If there is no such header.
     """
-    if known := _FORMAT.match(data):
-        with contextlib.suppress(Exception):  # of any kind, as in decode
-            (width, height), *_ = _OPENERS[known.lastgroup](data)
+    if file_format := find_format(data):
+        with contextlib.suppress(Exception):  # of any kind, as in EncodedPhoto
+            (width, height), *_ = _OPENERS[file_format](data)
             return width, height
     raise ValueError(f"expected a {_FORMATS}, got {len(data):,} bytes without the header of one")
 
@@ -132,7 +208,7 @@ def _open_jpeg(data):
             break
         kind, start = marker[1][0], marker.end()
         if kind == _JPEG_END:
-            return size, is_cmyk, lambda: _decode_by_opencv(data)
+            return size, is_cmyk, partial(_decode_by_opencv, data)
         if kind in _JPEG_FRAMES and size is None:
             is_cmyk = data[start + 7] > 3
             size = int.from_bytes(data[start + 5 : start + 7]), int.from_bytes(data[start + 3 : start + 5])
@@ -212,8 +288,17 @@ def _open_tiff(data):
     return [sides[tag] for tag in _TIFF_SIZE], True, lambda: _decode_by_opencv(data)
 
 
-def _decode_by_opencv(data):
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+# Not IMREAD_REDUCED_COLOR_2 and so on, which are BGR.
+_REDUCED = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
+def _decode_by_opencv(data, scale=1):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[scale])
 
 
 def _open_avif(data):
@@ -267,13 +352,15 @@ def encode_jpeg(photo, quality=90):
     return data.tobytes()
 
 
-def cut_out(photo, box, margin):
+def cut_out(photo, box, margin, scale=1, size=None):
     """Cuts the car out of a photo, with some of its surroundings.
 
     Args:
         photo: uint8 RGB array of shape `(height, width, 3)`.
         box: `(x1, y1, x2, y2)`, 0-based half-open, in pixels of the photo. What lies outside the photo is ignored.
         margin: Pixels added on each side, as far as the photo reaches.
+        scale: How many pixels of the photo as it was, each way, `photo` has one of. Box and margin are in those.
+        size: Height and width of the photo as it was; those of `photo` if None.
 
     Returns:
         uint8 array of shape `(height of the crop, width of the crop, 3)`, a view.
@@ -281,7 +368,7 @@ def cut_out(photo, box, margin):
     Raises:
         ValueError: If the box holds no pixel of the photo.
     """
-    height, width = photo.shape[:2]
+    height, width = size or photo.shape[:2]
     x1, y1, x2, y2 = (int(value) for value in box)
     if not (max(x1, 0) < min(x2, width) and max(y1, 0) < min(y2, height)):
         raise ValueError(
@@ -289,7 +376,19 @@ def cut_out(photo, box, margin):
             f"got ({x1}, {y1}, {x2}, {y2})"
         )
     # At the far edges a slice ends by itself; a negative start would count from there.
-    return photo[max(y1 - margin, 0) : y2 + margin, max(x1 - margin, 0) : x2 + margin]
+    top, left = max(y1 - margin, 0) // scale, max(x1 - margin, 0) // scale
+    return photo[top : -(-(y2 + margin) // scale), left : -(-(x2 + margin) // scale)]
+
+
+def is_grey(photo):
+    """Says whether a photo has no colours, also where it is stored as a colour photo; every fourth pixel is looked at.
+
+    Args:
+        photo: uint8 RGB array of shape `(height, width, 3)`.
+    """
+    sample = photo[::4, ::4]
+    # JPEG rounds each channel by itself.
+    return bool(np.max(sample.max(axis=2) - sample.min(axis=2)) <= _GREY_SPREAD)
 
 
 def squash(photo, size):
@@ -302,7 +401,13 @@ def squash(photo, size):
     Returns:
         uint8 RGB array of shape `(size, size, 3)`; the photo itself where it has that shape already.
     """
+    # Means of 2 x 2 pixels, as often as it goes: so there is no aliasing. INTER_AREA takes means down to any size, but
+    # those of other blocks by a loop that needs ten times as long (OpenCV 4.14 and 5.0).
+    while min(photo.shape[:2]) >= 2 * size:
+        height, width = photo.shape[0] // 2, photo.shape[1] // 2  # without the last row or column of an odd number
+        photo = cv2.resize(photo[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
     if photo.shape[:2] == (size, size):
         return photo
-    # INTER_AREA averages what is reduced (no aliasing) and is bilinear where the photo is enlarged.
-    return cv2.resize(photo, (size, size), interpolation=cv2.INTER_AREA)
+    # Where a side is too short, INTER_AREA is bilinear, too, with less blur.
+    interpolation = cv2.INTER_LINEAR if min(photo.shape[:2]) >= size else cv2.INTER_AREA
+    return cv2.resize(photo, (size, size), interpolation=interpolation)

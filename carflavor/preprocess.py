@@ -157,7 +157,7 @@ def write_records(config):
         "source": EMBEDDED_SAMPLE if config.source == "sample" else store.name,
         "source_digest": dataset.digest,
         "crop_margin": CROP_MARGIN,
-        "interpolation": "INTER_AREA",
+        "interpolation": "halving and INTER_LINEAR",
         "validation_share": VALIDATION_SHARE,
         "near_duplicate_distance": duplicates.MAX_DISTANCE,
         "seed": config.seed,

@@ -157,12 +157,14 @@ class CarClassifier:
             ValueError: If it cannot be read or the box holds nothing of it.
             OSError: If it is a path that cannot be read.
         """
-        with contextlib.ExitStack() as stack:
-            pixels = _read(photo, self.limits, lambda count: stack.enter_context(self._room.take(count)))
-            box = _check_box(box)
-            if box is not None:
-                pixels = image.cut_out(pixels, box, self.crop_margin)
-            return image.squash(image.squash(pixels, self.image_size), self.engine.input_size)
+        photo, box = _read(photo, self.limits), _check_box(box)
+        if isinstance(photo, image.EncodedPhoto):
+            with self._room.take(photo.width * photo.height):
+                square = photo.cut_square(self.image_size, box, self.crop_margin)
+        else:
+            pixels = photo if box is None else image.cut_out(photo, box, self.crop_margin)
+            square = image.squash(pixels, self.image_size)
+        return image.squash(square, self.engine.input_size)
 
     def describe(self, probabilities, top_k=5, min_prob=0.0):
         """Returns the row of an answer, a dict, for the (C,) probabilities of a photo."""
@@ -295,19 +297,20 @@ class _Room:
                 self._change.notify_all()
 
 
-def _read(photo, limits, wait_for_room):
+def _read(photo, limits):
+    """Returns an `EncodedPhoto`, or the array where the photo is one."""
     if isinstance(photo, Base64):
         if photo.text in ("None", "nan"):
             # As which MLflow hands on the null of an `inputs` body; no photo has so short a text.
             raise ValueError("expected a photo, got null")
         # Four characters for three bytes, and room for line breaks: what is longer is not even decoded.
         _check_size(len(photo.text) // 2, limits.photo_bytes)
-        return _decode(decode_base64(photo.text), limits, wait_for_room)
+        return _open(decode_base64(photo.text), limits)
     if isinstance(photo, (bytes, bytearray, memoryview)):
-        return _decode(bytes(photo), limits, wait_for_room)
+        return _open(bytes(photo), limits)
     if isinstance(photo, (str, os.PathLike)):
         _check_size(os.path.getsize(photo), limits.photo_bytes)
-        return _decode(Path(photo).read_bytes(), limits, wait_for_room)
+        return _open(Path(photo).read_bytes(), limits)
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
             raise ValueError(
@@ -318,9 +321,9 @@ def _read(photo, limits, wait_for_room):
     raise ValueError(f"expected a photo, got {'null' if missing else type(photo).__name__}")
 
 
-def _decode(data, limits, wait_for_room):
+def _open(data, limits):
     _check_size(len(data), limits.photo_bytes)
-    return image.decode(data, limits.photo_pixels, wait_for_room)
+    return image.EncodedPhoto(data, limits.photo_pixels)
 
 
 def _check_size(count, limit):

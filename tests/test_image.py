@@ -15,7 +15,7 @@ from PIL import Image
 
 import carflavor
 from carflavor import image
-from carflavor.image import cut_out, decode, encode_jpeg, read_size, squash
+from carflavor.image import EncodedPhoto, cut_out, decode, encode_jpeg, is_grey, read_size, squash
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 COLORS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
@@ -594,3 +594,115 @@ def test_read_size_is_that_of_the_file():
 def test_read_size_refuses_what_is_no_photo():
     with pytest.raises(ValueError, match="got 8 bytes without the header of one$"):
         read_size(b"no photo")
+
+
+# --- cut_square
+
+
+def stripes(width, height):
+    """A JPEG whose left half is dark and right half bright."""
+    photo = np.full((height, width, 3), 40, np.uint8)
+    photo[:, width // 2 :] = 200
+    return encode_jpeg(photo)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box", "scale"),
+    [
+        (640, 480, None, 2),
+        (640, 447, None, 1),  # half of it would be less than 7/8 of 256
+        (640, 448, None, 2),
+        (1200, 900, None, 4),
+        (4000, 3000, None, 8),
+        (1200, 900, (0, 0, 500, 447), 1),  # what is cut out decides
+        (1200, 900, (0, 0, 500, 448), 2),
+    ],
+)
+def test_cut_square_decodes_no_more_of_a_jpeg_than_it_needs(monkeypatch, width, height, box, scale):
+    shapes, imdecode = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda *args: shapes.append((photo := imdecode(*args)).shape) or photo)
+    encoded_photo = EncodedPhoto(stripes(width, height))
+    square = encoded_photo.cut_square(256, box, margin=16)
+    assert shapes == [(-(-height // scale), -(-width // scale), 3)]
+    assert square.shape == (256, 256, 3)
+    assert encoded_photo.size == (height, width)
+
+
+def test_cut_square_finds_the_box_in_what_was_decoded():
+    """Of 600 columns from 200 to 799 in 1200 are 400 dark; with the margin 416 of 632."""
+    jpeg = stripes(1200, 900)
+    for margin, dark in ((0, 400 / 600), (16, 416 / 632)):
+        square = EncodedPhoto(jpeg).cut_square(128, (200, 100, 800, 800), margin)
+        found = (square[64, :, 0] < 120).mean()
+        assert abs(found - dark) < 1 / 128
+
+
+def test_cut_square_gives_nearly_what_the_whole_photo_gives():
+    rows, columns = np.mgrid[0:768, 0:1024]
+    photo = np.stack([columns / 4, rows / 3, 128 + 100 * np.sin(columns / 40) * np.cos(rows / 30)], -1).astype(np.uint8)
+    jpeg = encode_jpeg(photo, 95)
+    whole = cv2.resize(decode(jpeg), (256, 256), interpolation=cv2.INTER_AREA).astype(int)
+    difference = np.abs(EncodedPhoto(jpeg).cut_square(256).astype(int) - whole)
+    assert difference.mean() < 1 and difference.max() <= 6
+
+
+@pytest.mark.parametrize(("orientation", "is_turned"), [(1, False), (3, False), (6, True), (8, True)])
+def test_cut_square_knows_the_size_as_shown(orientation, is_turned):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = EncodedPhoto(encoded(Image.new("RGB", (640, 480), (9, 90, 9)), "JPEG", exif=exif))
+    photo.cut_square(100)
+    assert photo.size == ((640, 480) if is_turned else (480, 640))
+    # A box that only the upright photo has room for.
+    assert photo.cut_square(100, (0, 500, 400, 640) if is_turned else (500, 0, 640, 400)).shape == (100, 100, 3)
+
+
+def test_cut_square_refuses_a_box_beside_a_reduced_photo():
+    with pytest.raises(ValueError, match="inside the photo of 1200 x 900 pixels, got \\(1300, 0, 1900, 800\\)"):
+        EncodedPhoto(stripes(1200, 900)).cut_square(64, (1300, 0, 1900, 800))
+
+
+def test_cut_square_refuses_a_damaged_jpeg():
+    jpeg = bytearray(stripes(640, 480))
+    jpeg[2:300] = bytes(298)
+    with pytest.raises(ValueError, match="expected a whole JPEG"):
+        EncodedPhoto(bytes(jpeg)).cut_square(64)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_cut_square_of_other_colours(mode):
+    photo = EncodedPhoto(encoded(Image.new("RGB", (640, 480), (90, 90, 90)).convert(mode), "JPEG"))
+    assert np.abs(photo.cut_square(64).astype(int) - 90).max() <= 2
+
+
+# --- squash
+
+
+def test_squash_takes_means_where_it_halves():
+    """Two of four columns, then one of two: the mean of each four."""
+    photo = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 16, axis=0).repeat(3, axis=2)
+    assert squash(photo, 4)[0, :, 0].tolist() == [15, 55, 95, 135]
+
+
+def test_squash_does_not_alias():
+    """Columns of black and white in turn are grey from afar; taking every fourth would make them black or white."""
+    photo = np.zeros((64, 64, 3), np.uint8)
+    photo[:, ::2] = 255
+    assert set(squash(photo, 16).ravel().tolist()) == {128}
+
+
+def test_squash_leaves_no_whole_column_out():
+    """Of an odd number the last one goes; every other has its part."""
+    for column in range(66):
+        photo = np.zeros((67, 67, 3), np.uint8)
+        photo[:, column] = 255
+        assert squash(photo, 32).max() > 0
+
+
+def test_is_grey_sees_through_three_channels():
+    grey = np.repeat(np.arange(0, 200, 2, dtype=np.uint8).reshape(10, 10, 1), 3, axis=2)
+    assert is_grey(grey) is True
+    assert is_grey(decode(encoded(Image.fromarray(grey), "JPEG"))) is True
+    tinted = grey.copy()
+    tinted[8, 4, 2] += 3
+    assert is_grey(tinted) is False

@@ -102,7 +102,7 @@ def test_sample_in_devkit_layout(tiny_sample, tmp_path):
 @pytest.mark.parametrize(("crop", "crops"), [("box", ("box",)), ("full", ("full",)), ("both", ("box", "full"))])
 def test_literal_records(devkit, tmp_path, crop, crops):
     out = tmp_path / "out"
-    write(devkit, out, crop=crop, image_size=4)
+    write(devkit, out, crop=crop, image_size=9)
     rows = {}
     for split in ("train", "validation"):
         with RecordFile(out / f"{split}.h5") as file:
@@ -117,10 +117,11 @@ def test_literal_records(devkit, tmp_path, crop, crops):
         assert file.boxes.tolist() == [[40, 0, 60, 40]]
         assert file.settings["crop_margin"] == 16
         assert file.settings["source"] == "cars"
-        # The box and its margin are the columns 24 to 59: of the first nine of 36, six are grey and three blue.
-        pixels = {"box": [[80, 80, 165], BLUE, BLUE, BLUE], "full": [GREY, GREY, BLUE, BLUE]}
+        # The box and its margin are the columns 24 to 59: six are grey, thirty blue.
+        mixed = [60, 60, 188]
+        pixels = {"box": [GREY, mixed, *[BLUE] * 7], "full": [*[GREY] * 4, mixed, *[BLUE] * 4]}
         for name in crops:
-            np.testing.assert_array_equal(file.images(name)[0], [pixels[name]] * 4)
+            np.testing.assert_array_equal(file.images(name)[0], [pixels[name]] * 9)
 
 
 def test_same_seed_same_files(tiny_sample, tmp_path):

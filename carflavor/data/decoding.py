@@ -1,5 +1,6 @@
 """Photos into rows of pools, in this process or in several."""
 
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from carflavor.data.layouts import Photo, PhotoReader
 # That a process is handed: few, so that it stops soon; enough, so that handing over costs nothing.
 _PHOTOS_AT_ONCE = 16
 _LEAST_SIDE_TO_HASH = 128  # pixels; the hash is of 32 x 32
+_SIDE_WITHOUT_POOL = 256  # pixels: as preprocess stores them by default, so that hashes are the same
 
 
 @dataclass(frozen=True)
@@ -61,28 +63,37 @@ class _Decoder:
 
     def decode(self, task, data):
         """Writes the squares of a photo; returns what is to be known of it, a dict for JSON."""
-        done = {"split": task.split, "row": task.row}
+        done, pool = {"split": task.split, "row": task.row}, self._pools.get(task.split)
         try:
             if isinstance(data, Exception):
                 raise data
-            found = self._decode(self._pools[task.split], task.photo, data)
+            squares = self._decode(pool, task.photo, data, done)
         except (ValueError, OSError) as error:
             return done | {"error": getattr(error, "strerror", None) or str(error)}
         # Outside: what is wrong with the disk is not wrong with the photo.
-        self._pools[task.split].write(task.row, found.pop("squares"))
-        return done | found
+        if pool:
+            pool.write(task.row, squares)
+        return done
 
-    def _decode(self, pool, photo, data):
-        pixels = image.decode(data)
-        height, width = pixels.shape[:2]
-        # Where nobody drew a box, the car is the whole photo.
-        box = photo.box or (0, 0, width, height)
-        views = {"box": lambda: image.cut_out(pixels, box, self._margin), "full": lambda: pixels}
-        squares = {crop: image.squash(views[crop](), pool.image_size) for crop in pool.crops}
+    def _decode(self, pool, photo, data, done):
+        """Returns the squares of a photo by crop, and fills in what is known of it, as far as it comes."""
+        done |= {"sha256": hashlib.sha256(data).hexdigest(), "format": image.find_format(data)}
+        encoded = image.EncodedPhoto(data)
+        boxes = {"box": (photo.box, self._margin), "full": (None, 0)}
+        crops, size = (pool.crops, pool.image_size) if pool else (("full",), _SIDE_WITHOUT_POOL)
+        try:
+            squares = {crop: encoded.cut_square(size, *boxes[crop]) for crop in crops}
+        finally:
+            if encoded.size:
+                done["size"] = list(encoded.size)
+        height, width = encoded.size
         # The square has the coarse waves as the photo has them, and takes a tenth of the time.
-        seen = squares["full"] if "full" in squares and pool.image_size >= _LEAST_SIDE_TO_HASH else pixels
-        hashed = duplicates.hash_photo(seen)
-        return {"squares": squares, "size": [height, width], "box": list(box), "hash": hashed.tolist()}
+        seen = squares["full"] if "full" in squares and size >= _LEAST_SIDE_TO_HASH else encoded.decode()
+        done["hash"] = duplicates.hash_photo(seen).tolist()
+        done["grey"] = image.is_grey(seen)
+        # Where nobody drew a box, the car is the whole photo.
+        done["box"] = list(photo.box or (0, 0, width, height))
+        return squares
 
 
 def decode_photos(tasks, store, pools, margin, workers):
@@ -91,13 +102,14 @@ def decode_photos(tasks, store, pools, margin, workers):
     Args:
         tasks: List of `Task`.
         store: `carflavor.data.stores.Store` of the photos.
-        pools: Dict of split -> `carflavor.data.pools.Pool`.
+        pools: Dict of split -> `carflavor.data.pools.Pool`. Of a split without one nothing is written, no box cut out.
         margin: Pixels that boxes are widened by on each side.
         workers: Processes; 1 for this one.
 
     Yields:
-        Lists of dicts, one a photo, in any order: `split`, `row`, and either `size` (height, width), `box` (x1, y1, x2,
-        y2) and `hash` (4 uint64 as int), or `error`.
+        Lists of dicts, one a photo, in any order: `split`, `row`, `sha256` (hex, of the file), `format` (`JPEG` and so
+        on, or None), `size` (height, width), `hash` (4 uint64 as int), `grey` (bool) and `box` (x1, y1, x2, y2); of one
+        that cannot be read `error`, and what was known by then.
     """
     decoder = _Decoder(store, pools, margin)
     # A stream is read by this process alone, and its bytes are handed over.
