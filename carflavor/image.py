@@ -386,9 +386,9 @@ def is_grey(photo):
     Args:
         photo: uint8 RGB array of shape `(height, width, 3)`.
     """
-    sample = photo[::4, ::4]
+    red, green, blue = cv2.split(np.ascontiguousarray(photo[::4, ::4]))
     # JPEG rounds each channel by itself.
-    return bool(np.max(sample.max(axis=2) - sample.min(axis=2)) <= _GREY_SPREAD)
+    return max(cv2.norm(red, green, cv2.NORM_INF), cv2.norm(green, blue, cv2.NORM_INF)) <= _GREY_SPREAD
 
 
 def squash(photo, size):

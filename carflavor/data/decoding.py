@@ -138,8 +138,11 @@ def _decode_in_processes(decoder, batches, workers):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     executor = ProcessPoolExecutor(workers, context, _begin, (decoder,))
-    pending = set()
     try:
+        # They start for two seconds, in which this process decodes itself, as one of them.
+        pending = {executor.submit(_decode_here, batch) for batch in itertools.islice(batches, 2 * workers)}
+        while not any(future.done() for future in pending) and (batch := next(batches, None)):
+            yield _decode_batch(decoder, batch)
         for batch in batches:
             pending.add(executor.submit(_decode_here, batch))
             # A few ahead, so that no process waits for this one, and memory is flat.

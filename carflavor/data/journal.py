@@ -16,7 +16,6 @@ class Journal:
 
     Attributes:
         entries: List of the entries so far.
-        is_new: Whether nothing was there.
         is_other: Whether what was there was of other work.
     """
 
@@ -37,9 +36,8 @@ class Journal:
                     known = entry
                 else:
                     self.entries.append(entry)
-        self.is_new = known is None
-        self.is_other = not self.is_new and known != json.loads(json.dumps(key))
-        if self.is_new or self.is_other:
+        self.is_other = known is not None and known != json.loads(json.dumps(key))
+        if known is None or self.is_other:
             self.entries, size = [], 0
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         os.ftruncate(self._file, size)
