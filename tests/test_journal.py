@@ -5,11 +5,11 @@ from carflavor.data.journal import Journal
 
 def test_entries_are_there_when_it_is_opened_again(tmp_path):
     with Journal(tmp_path / "journal", {"size": 256}) as journal:
-        assert (journal.is_new, journal.is_other, journal.entries) == (True, False, [])
+        assert (journal.is_other, journal.entries) == (False, [])
         journal.add([{"row": 1}, {"row": 2, "error": "größer\nals erwartet"}])
         # Before it is closed: a process that is killed closes nothing.
         with Journal(tmp_path / "journal", {"size": 256}) as again:
-            assert (again.is_new, again.is_other) == (False, False)
+            assert again.is_other is False
             assert again.entries == journal.entries == [{"row": 1}, {"row": 2, "error": "größer\nals erwartet"}]
 
 
@@ -29,7 +29,7 @@ def test_entries_of_other_work_are_thrown_away(tmp_path):
     with Journal(tmp_path / "journal", {"size": 256, "crops": ("box",)}) as journal:
         assert (journal.is_other, journal.entries) == (False, [{"row": 1}])
     with Journal(tmp_path / "journal", {"size": 128, "crops": ("box",)}) as journal:
-        assert (journal.is_new, journal.is_other, journal.entries) == (False, True, [])
+        assert (journal.is_other, journal.entries) == (True, [])
     assert (tmp_path / "journal").read_text() == '{"size": 128, "crops": ["box"]}\n'
 
 
@@ -37,5 +37,5 @@ def test_entries_of_other_work_are_thrown_away(tmp_path):
 def test_a_file_without_a_whole_first_line_is_begun_anew(tmp_path, content):
     (tmp_path / "journal").write_text(content)
     with Journal(tmp_path / "journal", {"size": 1}) as journal:
-        assert (journal.is_new, journal.is_other, journal.entries) == (True, False, [])
+        assert (journal.is_other, journal.entries) == (False, [])
     assert (tmp_path / "journal").read_text() == '{"size": 1}\n'
