@@ -1,5 +1,6 @@
 """Photos into rows of pools, in this process or in several."""
 
+import contextlib
 import hashlib
 import itertools
 import multiprocessing
@@ -44,6 +45,9 @@ class _Decoder:
         self._pools = pools
         self._margin = margin
         self._reader = PhotoReader(store)
+
+    def close(self):
+        self._reader.close()
 
     def read(self, tasks):
         """Yields tasks with the bytes of their photos, or the error, in the order that is fastest for the store."""
@@ -111,14 +115,14 @@ def decode_photos(tasks, store, pools, margin, workers):
         on, or None), `size` (height, width), `hash` (4 uint64 as int), `grey` (bool) and `box` (x1, y1, x2, y2); of one
         that cannot be read `error`, and what was known by then.
     """
-    decoder = _Decoder(store, pools, margin)
-    # A stream is read by this process alone, and its bytes are handed over.
-    batches = _batch(decoder.read(tasks) if store.is_stream else tasks, _PHOTOS_AT_ONCE)
-    if workers == 1:
-        for batch in batches:
-            yield _decode_batch(decoder, batch)
-    else:
-        yield from _decode_in_processes(decoder, batches, workers)
+    with contextlib.closing(_Decoder(store, pools, margin)) as decoder:
+        # A stream is read by this process alone, and its bytes are handed over.
+        batches = _batch(decoder.read(tasks) if store.is_stream else tasks, _PHOTOS_AT_ONCE)
+        if workers == 1:
+            for batch in batches:
+                yield _decode_batch(decoder, batch)
+        else:
+            yield from _decode_in_processes(decoder, batches, workers)
 
 
 def _batch(items, size):
