@@ -37,9 +37,9 @@ from carflavor.data.drawing import CLASS_NAMES, draw_photo
 from carflavor.image import encode_jpeg
 
 FOLDER = Path(__file__).parent
-# Pixels of the longer side, and how many: enough for start-up and reports, about two seconds, not to count. Stanford's
-# photos are of the second size, more or less; its crops of the first.
-SIZES = {"small": (288, 6000), "medium": (640, 8000), "large": (1200, 2000)}
+# Pixels of the longer side, and how many: enough for start-up and reports, two seconds or so, not to count. Stanford's
+# photos are of the second size and about as many, its crops of the first.
+SIZES = {"small": (288, 6000), "medium": (640, 16000), "large": (1200, 2000)}
 IMAGE_SIZE = 256
 
 
