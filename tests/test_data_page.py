@@ -146,7 +146,7 @@ def test_the_page_has_a_command_for_each_layout():
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "://" not in command], ids=source_of)
-def test_command(command, tmp_path, monkeypatch):
+def test_command(command, store, tmp_path, monkeypatch):
     """What `mlflow run` makes of the line: an option for each parameter. A URL of Azure's is test_stores' to try."""
     monkeypatch.setenv("HOME", str(tmp_path))
     BUILDERS[Path(source_of(command)).name](tmp_path)

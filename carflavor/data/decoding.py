@@ -3,18 +3,12 @@
 import contextlib
 import hashlib
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-
-import cv2
 
 from carflavor import image
 from carflavor.data import duplicates
 from carflavor.data.layouts import Photo, PhotoReader
+from carflavor.data.processes import map_in_processes
 
 # That a process is handed: few, so that it stops soon; enough, so that handing over costs nothing.
 _PHOTOS_AT_ONCE = 16
@@ -64,6 +58,12 @@ class _Decoder:
                     yield task, self._reader.read(task.photo)
                 except (ValueError, OSError) as error:
                     yield task, error
+
+    def decode_batch(self, batch):
+        """Returns what `decode` does for each photo; of `Task`, or of pairs as `read` yields them."""
+        if isinstance(batch[0], Task):
+            batch = self.read(batch)
+        return [self.decode(task, data) for task, data in batch]
 
     def decode(self, task, data):
         """Writes the squares of a photo; returns what is to be known of it, a dict for JSON."""
@@ -118,66 +118,10 @@ def decode_photos(tasks, store, pools, margin, workers):
     with contextlib.closing(_Decoder(store, pools, margin)) as decoder:
         # A stream is read by this process alone, and its bytes are handed over.
         batches = _batch(decoder.read(tasks) if store.is_stream else tasks, _PHOTOS_AT_ONCE)
-        if workers == 1:
-            for batch in batches:
-                yield _decode_batch(decoder, batch)
-        else:
-            yield from _decode_in_processes(decoder, batches, workers)
+        yield from map_in_processes(decoder.decode_batch, batches, workers)
 
 
 def _batch(items, size):
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-def _decode_batch(decoder, batch):
-    if isinstance(batch[0], Task):
-        batch = decoder.read(batch)
-    return [decoder.decode(task, data) for task, data in batch]
-
-
-def _decode_in_processes(decoder, batches, workers):
-    # Not forks of this process, whose libraries may have threads: of one that has none, and the imports behind it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    executor = ProcessPoolExecutor(workers, context, _begin, (decoder,))
-    try:
-        # They start for two seconds, in which this process decodes itself, as one of them.
-        pending = {executor.submit(_decode_here, batch) for batch in itertools.islice(batches, 2 * workers)}
-        while not any(future.done() for future in pending) and (batch := next(batches, None)):
-            yield _decode_batch(decoder, batch)
-        for batch in batches:
-            pending.add(executor.submit(_decode_here, batch))
-            # A few ahead, so that no process waits for this one, and memory is flat.
-            if len(pending) >= 3 * workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-_here = None
-
-
-def _begin(decoder):
-    global _here
-    _here = decoder
-    # Ctrl-C is for the process that waits for this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # A process a core is threads enough.
-    cv2.setNumThreads(1)
-
-
-def _end_with_parent():
-    # Killed, it could tell nobody, and this process would wait for work for ever.
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _decode_here(batch):
-    return _decode_batch(_here, batch)

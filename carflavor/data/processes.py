@@ -1,0 +1,69 @@
+"""One function on many tasks, in several processes of this machine."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+
+import cv2
+
+
+def map_in_processes(function, tasks, workers):
+    """Calls a function on each task.
+
+    Args:
+        function: What is called. Each process is sent it once, so it may hold what all tasks need.
+        tasks: Iterable of what it is called on; each is sent to a process. Not much more of them is taken at a time
+            than is worked on.
+        workers: Processes; 1 for this one alone.
+
+    Yields:
+        What the function returns, in any order.
+    """
+    tasks = iter(tasks)
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    # Not forks of this process, whose libraries may have threads: of one that has none, and the imports behind it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, getattr(function, "__module__", type(function).__module__)])
+    executor = ProcessPoolExecutor(workers, context, _begin, (function,))
+    try:
+        pending = {executor.submit(_call, task) for task in itertools.islice(tasks, 2 * workers)}
+        # They take two seconds to start, in which this process does what one of them would.
+        for task in tasks:
+            yield function(task)
+            if any(future.done() for future in pending):
+                break
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            # A few ahead, so that no process waits for this one.
+            pending |= {executor.submit(_call, task) for task in itertools.islice(tasks, 3 * workers - len(pending))}
+            yield from (future.result() for future in done)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+_function = None
+
+
+def _begin(function):
+    global _function
+    _function = function
+    # Ctrl-C is for the process that waits for this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # A process a core is threads enough.
+    cv2.setNumThreads(1)
+
+
+def _end_with_parent():
+    # Killed, it could tell nobody, and this process would wait for work for ever.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _call(task):
+    return _function(task)
