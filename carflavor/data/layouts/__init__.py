@@ -43,12 +43,14 @@ _READERS = {
 LAYOUTS = ("auto", *_READERS)
 
 
-def read_dataset(store, layout="auto"):
+def read_dataset(store, layout="auto", refuse_boxes=True):
     """Reads the class names, labels and boxes of a dataset, and where its photos are.
 
     Args:
         store: `carflavor.data.stores.Store`.
         layout: One of `LAYOUTS`. `auto`: the layout is recognised by the names of the files.
+        refuse_boxes: Whether a table's box whose corners are not in order ends it: perhaps all are of another form, and
+            whoever cuts them out would cut out something else. If not, such boxes are in the `Dataset` as they are.
 
     Returns:
         `Dataset`. Labelled photos without a file are in it, and in its `missing`.
@@ -58,10 +60,10 @@ def read_dataset(store, layout="auto"):
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Expected layout to be one of {', '.join(LAYOUTS)}. Received: layout={layout!r}")
-    if layout != "auto":
-        return _READERS[layout](store)
-    first, *others = _recognise(store)
+    first, *others = _recognise(store) if layout == "auto" else [layout]
     dataset = _READERS[first](store)
+    if refuse_boxes and dataset.refused_boxes:
+        raise ValueError(dataset.refused_boxes[0])
     if others:
         warning = f"{store.place} is read as layout={first}, and might be read as {' or '.join(others)}"
         dataset = replace(dataset, warnings=(warning, *dataset.warnings))

@@ -65,6 +65,7 @@ class Entry:
         label: What the label column has.
         label_name: What the column of names has, or None.
         box: `(x1, y1, x2, y2)`, 0-based half-open, in pixels, or None.
+        refusal: Sentence that refuses the box, or None where it is one.
     """
 
     where: str
@@ -75,6 +76,7 @@ class Entry:
     label: object
     label_name: str | None
     box: tuple | None
+    refusal: str | None
 
 
 def find_columns(names, where, images=False):
@@ -126,19 +128,20 @@ def read_box(columns, values, where):
         where: What errors call the row.
 
     Returns:
-        `(x1, y1, x2, y2)`, 0-based half-open, as ints, or None where the row or the table has no box.
+        `(x1, y1, x2, y2)`, 0-based half-open, as ints, or None where the row or the table has no box; and the sentence
+        that refuses it where its corners are not in order, else None.
 
     Raises:
-        ValueError: If it is no box in pixels.
+        ValueError: If it is no four numbers in pixels.
     """
     if columns.corners:
         numbers = [values[name] for name in columns.corners]
     elif columns.box:
         numbers = values[columns.box]
     else:
-        return None
+        return None, None
     if numbers is None or all(number in (None, "") for number in numbers):
-        return None
+        return None, None
     text = ", ".join(map(str, numbers))
     try:
         numbers = [float(number) for number in numbers]
@@ -149,9 +152,10 @@ def read_box(columns, values, where):
         raise ValueError(f"{where}: expected a box in pixels, got fractions of the photo: {text}")
     if columns.corners and tuple(name.strip().lower() for name in columns.corners) == _DEVKIT_CORNERS:
         x1, y1 = x1 - 1, y1 - 1
+    refusal = None
     if not (x1 < x2 and y1 < y2):
-        raise ValueError(f"{where}: expected a box as x1, y1, x2, y2 with x1 < x2 and y1 < y2, got {text}")
-    return x1, y1, x2, y2
+        refusal = f"{where}: expected a box as x1, y1, x2, y2 with x1 < x2 and y1 < y2, got {text}"
+    return (x1, y1, x2, y2), refusal
 
 
 def read_split(columns, values, split_of_file, where):

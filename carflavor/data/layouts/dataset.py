@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 # What people keep photos as. A file of another kind is no photo of a class, whatever folder it is in.
-_PHOTO_ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
+_FORMATS_BY_ENDING = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe"), ("JPEG",)),
+    ".png": ("PNG",),
+    ".webp": ("WebP",),
+    ".bmp": ("BMP",),
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
+    ".gif": ("GIF",),
+    ".avif": ("AVIF",),
+    # What both, HEIC and AVIF, are kept in.
+    **dict.fromkeys((".heic", ".heif"), ("HEIC", "AVIF")),
+}
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation"),
@@ -57,6 +67,8 @@ class Dataset:
         layout: Which of `LAYOUTS` it was.
         warnings: Sentences for people, on what was found and perhaps not meant.
         missing: Names of labelled photos that have no file. They are in `train` and `test` all the same.
+        refused_boxes: Sentences, each of which refuses a box of one of the photos that shows that boxes are not what
+            was expected.
     """
 
     class_names: list
@@ -66,9 +78,15 @@ class Dataset:
     layout: str
     warnings: tuple = ()
     missing: tuple = ()
+    refused_boxes: tuple = ()
+
+    @property
+    def photos(self):
+        """List of all: `train`, then `test`."""
+        return [*self.train, *(self.test or [])]
 
 
-def build_dataset(store, layout, class_names, by_split, warnings=()):
+def build_dataset(store, layout, class_names, by_split, warnings=(), refused_boxes=()):
     """Makes a `Dataset` of what a layout's reader found.
 
     Photos for validation are the test photos where there are no others, and training photos where there are: which of
@@ -80,6 +98,7 @@ def build_dataset(store, layout, class_names, by_split, warnings=()):
         class_names: List of str, as `check_class_names` returns it.
         by_split: Dict of `train`, `validation`, `test` -> list of `Photo`; splits without labels are left out.
         warnings: Sentences of the reader.
+        refused_boxes: As `Dataset` has them.
 
     Raises:
         ValueError: If there is nothing to train on, or a photo is there twice.
@@ -110,7 +129,8 @@ def build_dataset(store, layout, class_names, by_split, warnings=()):
     sha256 = hashlib.sha256(repr(class_names).encode())
     for photo in photos:
         sha256.update(f"{photo.name} {photo.label} {photo.box}\n".encode())
-    return Dataset(class_names, train, test, sha256.hexdigest(), layout, tuple(warnings), missing)
+    digest = sha256.hexdigest()
+    return Dataset(class_names, train, test, digest, layout, tuple(warnings), missing, tuple(refused_boxes))
 
 
 def check_class_names(names, where):
@@ -222,7 +242,12 @@ def find_split_of_file(name):
 
 def is_photo(name):
     """Says whether a name is that of a photo, by its ending."""
-    return name.lower().endswith(_PHOTO_ENDINGS)
+    return name.lower().endswith(tuple(_FORMATS_BY_ENDING))
+
+
+def is_named_as(name, file_format):
+    """Says whether a name may be that of a photo of a format, as `carflavor.image` calls it: by its ending, if any."""
+    return file_format in _FORMATS_BY_ENDING.get(PurePosixPath(name).suffix.lower(), [file_format])
 
 
 def is_tfrecord(name):

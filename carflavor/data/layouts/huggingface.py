@@ -83,7 +83,8 @@ def read_huggingface(store):
     for entry, name, label in zip(entries, names, labels, strict=True):
         photo = Photo(name, entry.table, entry.number - 1, label, entry.box)
         by_split.setdefault(entry.split, []).append(photo)
-    return build_dataset(store, "huggingface", class_names, by_split, warnings)
+    refused_boxes = [entry.refusal for entry in entries if entry.refusal]
+    return build_dataset(store, "huggingface", class_names, by_split, warnings, refused_boxes)
 
 
 def _find_files(store):
@@ -129,7 +130,7 @@ def _read_entries(store, name, split_of_file):
         own_name = (values[columns.path] or {}).get("path") if has_names else None
         split, box = read_split(columns, values, split_of_file, here), read_box(columns, values, here)
         label_name = values[columns.label_name] if columns.label_name else None
-        entries.append(Entry(here, name, number, split, own_name, values[columns.label], label_name, box))
+        entries.append(Entry(here, name, number, split, own_name, values[columns.label], label_name, *box))
     return entries, class_names
 
 

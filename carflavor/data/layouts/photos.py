@@ -35,6 +35,29 @@ class PhotoReader:
             self._table, self._name = _open_table(self._store, photo.file), photo.file
         return self._table.read(photo.row)
 
+    def read_many(self, photos):
+        """Reads photos in the order that is fastest for the store.
+
+        Args:
+            photos: List of `Photo`.
+
+        Yields:
+            Pairs of `Photo` and its bytes, or the ValueError or OSError that `read` would raise.
+        """
+        by_file = {}
+        for photo in photos:
+            if photo.row is None:
+                by_file.setdefault(photo.file, []).append(photo)
+        for name, content in self._store.read_many(by_file):
+            for photo in by_file[name]:
+                yield photo, content
+        for photo in photos:
+            if photo.row is not None:
+                try:
+                    yield photo, self.read(photo)
+                except (ValueError, OSError) as error:
+                    yield photo, error
+
     def close(self):
         if self._table:
             self._table.close()

@@ -102,7 +102,8 @@ def read_table(store):
         by_table.setdefault(entry.table, []).append((entry.number, photo))
     for table, rows in by_table.items():
         check_distinct(rows, f"{store.place}/{table}")
-    return build_dataset(store, "table", class_names, by_split, warnings)
+    refused_boxes = [entry.refusal for entry in entries if entry.refusal]
+    return build_dataset(store, "table", class_names, by_split, warnings, refused_boxes)
 
 
 def _read_headers(store):
@@ -166,7 +167,7 @@ def _read_entries(store, table, split_of_file):
         path = check_path(values[columns.path] or "", here)
         split, box = read_split(columns, values, split_of_file, here), read_box(columns, values, here)
         label_name = values[columns.label_name] if columns.label_name else None
-        entries.append(Entry(here, table.name, row, split, path, values[columns.label], label_name, box))
+        entries.append(Entry(here, table.name, row, split, path, values[columns.label], label_name, *box))
     return entries
 
 

@@ -71,21 +71,23 @@ def read_tfrecords(store):
         rows += [(split, name, row, *values) for row, values in enumerate(_read_examples(store, name))]
     class_names, warnings = _read_class_names(store, PurePosixPath(names[0]).parent), []
     for split in ("validation", "test"):
-        if (found := [row for row in rows if row[0] == split]) and all(label == -1 for *_, label, _ in found):
+        if (found := [row for row in rows if row[0] == split]) and all(row[4] == -1 for row in found):
             warnings.append(f"The {len(found):,} {split} photos have no labels and are left out")
             rows = [row for row in rows if row[0] != split]
     if class_names is None:
         warnings.append(f"There is no {_LABELS}: the classes are called by their numbers")
-        class_names = [str(label) for label in range(len({label for *_, label, _ in rows}))]
-    for _, name, row, _, label, _ in rows:
+        class_names = [str(label) for label in range(len({row[4] for row in rows}))]
+    for _, name, row, _, label, *_ in rows:
         if not 0 <= label < len(class_names):
             raise ValueError(
                 f"{store.place}/{name}, row {row + 1}: expected a label from 0 to {len(class_names) - 1}, got {label}"
             )
     by_split = {}
-    for photo_name, (split, name, row, _, label, box) in zip(name_embedded([r[:4] for r in rows]), rows, strict=True):
+    photo_names = name_embedded([row[:4] for row in rows])
+    for photo_name, (split, name, row, _, label, box, _) in zip(photo_names, rows, strict=True):
         by_split.setdefault(split, []).append(Photo(photo_name, name, row, label, box))
-    return build_dataset(store, "tfrecord", class_names, by_split, warnings)
+    refused_boxes = [row[6] for row in rows if row[6]]
+    return build_dataset(store, "tfrecord", class_names, by_split, warnings, refused_boxes)
 
 
 class TFRecordPhotos:
@@ -126,7 +128,7 @@ class TFRecordPhotos:
 
 
 def _read_examples(store, name):
-    """Returns own name or None, label, and box of each example in a file."""
+    """Returns own name or None, label, box, and the sentence that refuses it or None, of each example in a file."""
     found, where = [], f"{store.place}/{name}"
     counts_from_one = _COUNTS_FROM_ONE.match(PurePosixPath(name).name) is not None
     # From beginning to end without a step aside: inside an archive each would start anew.
@@ -138,7 +140,7 @@ def _read_examples(store, name):
                 raise ValueError(f"{here}: expected an example with one label, got {len(label)}")
             own_name = next((features[key].bytes_list.value for key in _OWN_NAMES if key in features), None)
             own_name = own_name[0].decode("utf-8", "replace") if own_name else None
-            found.append((own_name, label[0], _read_box(features, counts_from_one, here)))
+            found.append((own_name, label[0], *_read_box(features, counts_from_one, here)))
     if not found:
         raise ValueError(f"{where}: expected at least one photo, got an empty file")
     return found
@@ -195,12 +197,13 @@ def _parse(record, where):
 def _read_box(features, counts_from_one, where):
     numbers = list(features["bbox"].float_list.value) if "bbox" in features else []
     if not numbers:
-        return None
+        return None, None
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{where}: expected a bbox of four numbers, got {numbers}")
     ymin, xmin, ymax, xmax = numbers
+    refusal = None
     if not (0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1):
-        raise ValueError(
+        refusal = (
             f"{where}: expected a bbox as ymin, xmin, ymax, xmax in fractions of the photo, got "
             f"{', '.join(f'{number:g}' for number in numbers)}"
         )
@@ -208,9 +211,9 @@ def _read_box(features, counts_from_one, where):
         width, height = read_size(features["image"].bytes_list.value[0])
     except ValueError:
         # The photo is refused when it is decoded.
-        return None
+        return None, refusal
     x1, y1, x2, y2 = round(xmin * width), round(ymin * height), round(xmax * width), round(ymax * height)
-    return (x1 - 1, y1 - 1, x2, y2) if counts_from_one else (x1, y1, x2, y2)
+    return ((x1 - 1, y1 - 1, x2, y2) if counts_from_one else (x1, y1, x2, y2)), refusal
 
 
 def _read_class_names(store, folder):
