@@ -9,11 +9,13 @@ from carflavor import image
 from carflavor.data import duplicates
 from carflavor.data.layouts import Photo, PhotoReader
 from carflavor.data.processes import map_in_processes
+from carflavor.limits import count_cores
 
 # That a process is handed: few, so that it stops soon; enough, so that handing over costs nothing.
 _PHOTOS_AT_ONCE = 16
 _LEAST_SIDE_TO_HASH = 128  # pixels; the hash is of 32 x 32
 _SIDE_WITHOUT_POOL = 256  # pixels: as preprocess stores them by default, so that hashes are the same
+_PHOTOS_A_PROCESS = 1000  # to start one takes two seconds, in which another one decodes as many
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ class _Decoder:
     """What a process needs to work on photos."""
 
     def __init__(self, store, pools, margin):
-        self._store = store
         self._pools = pools
         self._margin = margin
         self._reader = PhotoReader(store)
@@ -45,19 +46,9 @@ class _Decoder:
 
     def read(self, tasks):
         """Yields tasks with the bytes of their photos, or the error, in the order that is fastest for the store."""
-        by_file = {}
-        for task in tasks:
-            by_file.setdefault(task.photo.file, []).append(task)
-        files = [name for name, (first, *_) in by_file.items() if first.photo.row is None]
-        for name, content in self._store.read_many(files):
-            for task in by_file[name]:
-                yield task, content
-        for task in tasks:
-            if task.photo.row is not None:
-                try:
-                    yield task, self._reader.read(task.photo)
-                except (ValueError, OSError) as error:
-                    yield task, error
+        by_photo = {task.photo: task for task in tasks}
+        for photo, data in self._reader.read_many(list(by_photo)):
+            yield by_photo[photo], data
 
     def decode_batch(self, batch):
         """Returns what `decode` does for each photo; of `Task`, or of pairs as `read` yields them."""
@@ -108,13 +99,14 @@ def decode_photos(tasks, store, pools, margin, workers):
         store: `carflavor.data.stores.Store` of the photos.
         pools: Dict of split -> `carflavor.data.pools.Pool`. Of a split without one nothing is written, no box cut out.
         margin: Pixels that boxes are widened by on each side.
-        workers: Processes; 1 for this one.
+        workers: Processes; 1 for this one, 0 for one a core where there are photos enough for them.
 
     Yields:
         Lists of dicts, one a photo, in any order: `split`, `row`, `sha256` (hex, of the file), `format` (`JPEG` and so
         on, or None), `size` (height, width), `hash` (4 uint64 as int), `grey` (bool) and `box` (x1, y1, x2, y2); of one
         that cannot be read `error`, and what was known by then.
     """
+    workers = workers or min(count_cores(), 1 + len(tasks) // _PHOTOS_A_PROCESS)
     with contextlib.closing(_Decoder(store, pools, margin)) as decoder:
         # A stream is read by this process alone, and its bytes are handed over.
         batches = _batch(decoder.read(tasks) if store.is_stream else tasks, _PHOTOS_AT_ONCE)

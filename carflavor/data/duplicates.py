@@ -75,6 +75,15 @@ class _Grey:
         return self._pixels
 
 
+def stack_hashes(facts):
+    """Returns the hashes of photos as uint64 (N, 4), zeros where there is none.
+
+    Args:
+        facts: List of dicts as `carflavor.data.decoding.decode_photos` yields them.
+    """
+    return np.array([known.get("hash", [0] * 4) for known in facts], np.uint64).reshape(-1, 4)
+
+
 def group_near_duplicates(hashes):
     """Puts photos into groups: near-duplicates, and near-duplicates of near-duplicates, are in one.
 
@@ -91,7 +100,7 @@ def group_near_duplicates(hashes):
     # Equal hashes are one node: a thousand copies of one photo would be half a million pairs.
     nodes, node = np.unique(hashes[known], axis=0, return_inverse=True)
     component, pending, count = np.arange(len(nodes)), [], 0
-    for pairs in _near_pairs(nodes, nodes, symmetric=True):
+    for pairs, _ in _near_pairs(nodes, nodes, symmetric=True):
         pending.append(pairs)
         count += len(pairs)
         # The frames of a film are all near each other: more pairs than memory holds.
@@ -113,11 +122,42 @@ def have_near_duplicates(hashes, others):
     Returns:
         bool array (N,).
     """
-    found = np.zeros(len(hashes), bool)
-    known = np.flatnonzero(hashes.any(axis=1))
-    for pairs in _near_pairs(hashes[known], others[others.any(axis=1)]):
-        found[known[pairs[:, 0]]] = True
-    return found
+    return find_nearest(hashes, others) >= 0
+
+
+def find_nearest(hashes, others):
+    """Finds the near-duplicate of each photo among others that differs least from it.
+
+    Args:
+        hashes: uint64 array of shape `(N, 4)`, rows as `hash_photo` returns them.
+        others: uint64 array of shape `(M, 4)`.
+
+    Returns:
+        int array (N,): rows of `others`, the first of several that are equally near; -1 where there is none.
+    """
+    nearest, least = np.full(len(hashes), -1), np.full(len(hashes), MAX_DISTANCE + 1)
+    known, known_others = np.flatnonzero(hashes.any(axis=1)), np.flatnonzero(others.any(axis=1))
+    for pairs, bits in _near_pairs(hashes[known], others[known_others]):
+        # The nearest of each row last, as that is the one that an assignment with a row given twice leaves there.
+        order = np.lexsort((-pairs[:, 1], -bits))
+        rows, candidates, bits = known[pairs[order, 0]], known_others[pairs[order, 1]], bits[order]
+        nearer = (bits < least[rows]) | (bits == least[rows]) & (candidates < nearest[rows])
+        nearest[rows[nearer]], least[rows[nearer]] = candidates[nearer], bits[nearer]
+    return nearest
+
+
+def compare_hashes(first, second):
+    """Says how many of the 256 bits of two hashes differ, and whether that is with one of the photos mirrored.
+
+    Args:
+        first: uint64 array of shape `(4,)`, as `hash_photo` returns it.
+        second: Likewise.
+
+    Returns:
+        int, the less of both ways, and bool.
+    """
+    bits, mirrored = (int(np.bitwise_count(first ^ second ^ mask).sum()) for mask in (np.uint64(0), _MIRRORED))
+    return min(bits, mirrored), mirrored < bits
 
 
 def near_duplicates(records, others):
@@ -155,7 +195,9 @@ def _hash_records(records, crop, progress):
 
 
 def _near_pairs(hashes, others, symmetric=False):
-    """Yields int arrays (P, 2): rows of `hashes` (N, 4) and of `others` (M, 4) that are at most `MAX_DISTANCE` apart.
+    """Yields rows of `hashes` (N, 4) and of `others` (M, 4) that are at most `MAX_DISTANCE` apart.
+
+    They come as pairs of an int array (P, 2) and the bits that differ, an int array (P,).
 
     If `symmetric`, a pair may be yielded one way round only.
     """
@@ -170,8 +212,9 @@ def _near_pairs(hashes, others, symmetric=False):
                 counts = np.bitwise_count(above[0] ^ beside[0]) + np.bitwise_count(above[1] ^ beside[1])
                 pairs = np.argwhere(counts <= MAX_DISTANCE) + (top, left)
                 if len(pairs):
-                    counts = np.bitwise_count(rows[:, pairs[:, 0]] ^ columns[:, pairs[:, 1]]).sum(axis=0)
-                    yield pairs[counts <= MAX_DISTANCE]
+                    counts = np.bitwise_count(rows[:, pairs[:, 0]] ^ columns[:, pairs[:, 1]]).sum(axis=0, dtype=int)
+                    is_near = counts <= MAX_DISTANCE
+                    yield pairs[is_near], counts[is_near]
 
 
 def _connect(component, pairs):
