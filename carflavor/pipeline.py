@@ -7,7 +7,8 @@ import mlflow
 
 from carflavor import tracking
 from carflavor.data.locations import data_home
-from carflavor.preprocess import EMBEDDED_SAMPLE, SAMPLE_IMAGE_SIZE
+from carflavor.data.sources import EMBEDDED_SAMPLE
+from carflavor.preprocess import SAMPLE_IMAGE_SIZE
 
 REGISTERED_NAME = "carflavor-sample"
 

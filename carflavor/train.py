@@ -22,6 +22,7 @@ from carflavor.callbacks import AskWhetherToStop, EpochMetrics, KeepEpoch, Progr
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.locations import resolve_input
 from carflavor.data.records import CROPS
+from carflavor.data.sources import EMBEDDED_SAMPLE
 from carflavor.learner import (
     Learner,
     average_statistics,
@@ -33,7 +34,7 @@ from carflavor.learner import (
 )
 from carflavor.networks import NETWORKS
 from carflavor.parameters import convert
-from carflavor.preprocess import EMBEDDED_SAMPLE, open_split
+from carflavor.preprocess import open_split
 from carflavor.progress import progress_bar
 from carflavor.recipes import PRESETS
 

@@ -23,6 +23,11 @@ from carflavor.preprocess import CROP_CHOICES, PreprocessConfig, preprocess
     type=bool,
     help="Leave out photos that cannot be read, and list them.",
 )
+@click.option(
+    "--fail-on",
+    default=PreprocessConfig.fail_on,
+    help="Kinds of findings of the audit at which nothing is written, as leak,grey; none if empty.",
+)
 @click.option("--seed", default=PreprocessConfig.seed, show_default=True, type=click.IntRange(0))
 @click.option(
     "--workers",

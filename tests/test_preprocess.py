@@ -95,8 +95,9 @@ def test_sample_in_devkit_layout(tiny_sample, tmp_path):
     with RecordFile(tmp_path / "validation.h5") as file:
         assert file.sources == [f"cars_train/{number:05d}.jpg" for number in (5, 7, 8, 16, 18, 19, 22, 25)]
         assert file.settings["near_duplicate_distance"] == 36
-    assert summary["near_duplicates"] == []
-    assert "None: no two photos show one picture." in (tmp_path / "report.html").read_text("utf-8")
+    assert {kind: found["count"] for kind, found in summary["findings"].items() if found["count"]} == {}
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "Looked for and not found: leak, conflict, unreadable, truncated, missing," in page
 
 
 @pytest.mark.parametrize(("crop", "crops"), [("box", ("box",)), ("full", ("full",)), ("both", ("box", "full"))])
@@ -159,7 +160,7 @@ def test_no_labels_for_the_test_photos(devkit, tmp_path, caplog):
     assert names(tmp_path / "out") == ["report.html", "report.json", "train.h5", "validation.h5"]
     assert caplog.messages == [
         f"No labels for the test photos in {devkit}: test.h5 is not written",
-        "Near-duplicates: none",
+        "Found: tiny 4",  # 19 pixels wide are their boxes
     ]
 
 
@@ -349,8 +350,13 @@ def test_near_duplicates_are_reported(copies, tmp_path, caplog):
         }
         for group, name, class_name in found
     ]
-    assert summary["near_duplicates"] == found
-    assert summary["near_duplicates_with_different_labels"] == found[3:]
+    findings = {kind: found["items"] for kind, found in summary["findings"].items()}
+    keys = ("group", "photo", "split", "class")
+    assert [{key: item[key] for key in keys} for item in findings["near_duplicate"]] == found
+    assert [{key: item[key] for key in keys} for item in findings["conflict"]] == found[3:]
+    assert [item["mirrored"] for item in findings["conflict"]] == [False, True, False, False]
+    (leak,) = findings["leak"]
+    assert (leak["photo"], leak["copy_of"]["photo"]) == ("cars_test/0.jpg", "cars_train/16.jpg")
     counts = {name: count for name, count in summary.items() if name.startswith("near_") and isinstance(count, int)}
     assert counts == {
         "near_duplicate_groups": 3,
@@ -358,16 +364,13 @@ def test_near_duplicates_are_reported(copies, tmp_path, caplog):
         "near_duplicate_photos": 7,
         "near_duplicate_test_photos": 1,
     }
-    text = (
-        "Near-duplicates: 7 photos in 3 groups; groups with different labels: 2; "
-        "test photos with one in train or validation: 1"
-    )
-    assert caplog.messages == [text]
+    # No test photo is of the second class.
+    assert caplog.messages == ["Found: leak 1, conflict 4, absent_class 1, near_duplicate 7"]
     assert json.loads((out / "report.json").read_text("utf-8")) == summary
     page = (out / "report.html").read_text("utf-8")
-    assert text in page
-    assert page.count("cars_train/16.jpg") == page.count("cars_test/0.jpg") == 1
-    assert "cars_train/07.jpg" not in page  # not one of those with different labels
+    assert "7 photos in 3 groups. Shown are 2 above and 1 here, with two photos each." in page
+    # Each pair is shown once.
+    assert page.count("cars_train/16.jpg") == page.count("cars_test/0.jpg") == page.count("cars_train/05.jpg") == 1
     assert "<b>" not in page
 
 
@@ -380,9 +383,13 @@ def test_a_photo_that_is_left_out_is_nobodys_near_duplicate(copies, tmp_path):
     (copies / "cars_train" / "12.jpg").write_bytes(b"no photo")
     summary = write(copies, tmp_path / "out", crop="box", image_size=16, skip_unreadable=True)
     assert {photo["photo"] for photo in summary["skipped_photos"]} == {"cars_test/0.jpg", "cars_train/12.jpg"}
-    assert [photo["photo"] for photo in summary["near_duplicates"]] == [f"cars_train/0{n}.jpg" for n in (3, 7, 9)]
+    findings = {kind: found["items"] for kind, found in summary["findings"].items()}
+    assert [item["photo"] for item in findings["near_duplicate"]] == [f"cars_train/0{n}.jpg" for n in (3, 7, 9)]
     assert summary["near_duplicate_test_photos"] == 0
-    assert summary["near_duplicates_with_different_labels"] == []
+    assert findings["conflict"] == []
+    # The first is a photo all the same.
+    assert [item["photo"] for item in findings["unreadable"]] == ["cars_train/12.jpg"]
+    assert [item["photo"] for item in findings["box"]] == ["cars_test/0.jpg"]
 
 
 def test_a_dataset_of_one_picture_is_refused(devkit, tmp_path):

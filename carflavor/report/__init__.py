@@ -5,10 +5,11 @@ any thread and are freed with their last reference.
 """
 
 from carflavor.report.agreement import agreement_figure
+from carflavor.report.audit import build_audit_sections, pick_photos
 from carflavor.report.classes import class_bars_figure, confusion_figure
 from carflavor.report.comparison import comparison_figure
 from carflavor.report.curves import curves_figure
-from carflavor.report.page import Section, render_report, write_report
+from carflavor.report.page import Section, render_report, write_json, write_report
 from carflavor.report.photos import ConfusedPair, confused_pairs_figure, overlay_heat, photo_grid_figure
 from carflavor.report.probabilities import rejection_figure, reliability_figure
 
@@ -16,6 +17,7 @@ __all__ = [
     "ConfusedPair",
     "Section",
     "agreement_figure",
+    "build_audit_sections",
     "class_bars_figure",
     "comparison_figure",
     "confused_pairs_figure",
@@ -23,8 +25,10 @@ __all__ = [
     "curves_figure",
     "overlay_heat",
     "photo_grid_figure",
+    "pick_photos",
     "rejection_figure",
     "reliability_figure",
     "render_report",
+    "write_json",
     "write_report",
 ]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import numbers
 import os
 from dataclasses import dataclass
@@ -52,11 +53,19 @@ def render_report(title, summary, sections, lead=()):
 
 def write_report(path, title, summary, sections):
     """Writes a rendered report as UTF-8. Readers of `path` see the old page or the whole new one."""
+    _replace(path, render_report(title, summary, sections))
+
+
+def write_json(path, content):
+    """Writes what a report says for machines, as JSON in UTF-8, likewise."""
+    _replace(path, json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _replace(path, text):
     path = Path(path)
-    page = render_report(title, summary, sections)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

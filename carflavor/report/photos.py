@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 
 from carflavor.report.style import DPI, NAME_STYLE, wrap_caption
 
+_OUTLINED_SIDE = 144  # pixels: what is smaller is enlarged, so that a box's line does not hide it
+_GROUND, _OUTLINE, _HALO = 225, (216, 27, 96), (255, 255, 255)
+
 
 @dataclass(frozen=True)
 class ConfusedPair:
@@ -29,6 +32,21 @@ class ConfusedPair:
     true_total: int
     true_photo: np.ndarray
     predicted_photo: np.ndarray
+
+
+@dataclass(frozen=True)
+class PhotoPair:
+    """Two photos to set side by side.
+
+    Attributes:
+        photos: Both, uint8 RGB of shape `(height, width, 3)`.
+        captions: A text below each.
+        between: Short text between them.
+    """
+
+    photos: tuple
+    captions: tuple
+    between: str
 
 
 def photo_grid_figure(photos, captions, columns):
@@ -70,12 +88,33 @@ def confused_pairs_figure(pairs):
         figure = Figure(figsize=(5, 1), dpi=DPI)
         figure.text(0.5, 0.5, "No photo was taken for another class.", ha="center", va="center")
         return figure
+    return photo_pairs_figure(
+        [
+            PhotoPair(
+                (pair.true_photo, pair.predicted_photo),
+                (pair.true_name, pair.predicted_name),
+                f"{pair.count} of {pair.true_total}\ntaken for\n→",
+            )
+            for pair in pairs
+        ]
+    )
+
+
+def photo_pairs_figure(pairs):
+    """Shows photos in twos, side by side.
+
+    Args:
+        pairs: List of at least one `PhotoPair`, drawn line by line; of more than three, two on a line.
+
+    Returns:
+        `Figure`.
+    """
     columns = 2 if len(pairs) > 3 else 1
     rows = [pairs[first : first + columns] for first in range(0, len(pairs), columns)]
-    heights = [
-        _row_inches([photo for pair in row for photo in (pair.true_photo, pair.predicted_photo)]) for row in rows
-    ]
-    size = (5.1 * columns, sum(heights) + 0.4 * len(rows))
+    heights = [_row_inches([photo for pair in row for photo in pair.photos]) for row in rows]
+    captions = [[wrap_caption(caption) for caption in pair.captions] for pair in pairs]
+    caption_inches = max(0.4, 0.1 + 0.12 * max(text.count("\n") + 1 for pair in captions for text in pair))
+    size = (5.1 * columns, sum(heights) + caption_inches * len(rows))
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     # The last of each four columns holds two pairs apart.
     ratios = ([2, 0.9, 2, 0.2] * columns)[:-1]
@@ -83,11 +122,10 @@ def confused_pairs_figure(pairs):
     for axes in grid.flat:
         axes.set_axis_off()
     places = [line[first : first + 3] for line in grid for first in range(0, len(ratios), 4)]
-    for (left, middle, right), pair in zip(places, pairs, strict=False):
-        _show_photo(left, pair.true_photo, wrap_caption(pair.true_name))
-        _show_photo(right, pair.predicted_photo, wrap_caption(pair.predicted_name))
-        counted = f"{pair.count} of {pair.true_total}\ntaken for\n→"
-        middle.text(0.5, 0.5, counted, ha="center", va="center", fontsize=9)
+    for (left, middle, right), pair, texts in zip(places, pairs, captions, strict=False):
+        for axes, photo, caption in zip((left, right), pair.photos, texts, strict=True):
+            _show_photo(axes, photo, caption)
+        middle.text(0.5, 0.5, pair.between, ha="center", va="center", fontsize=9)
     return figure
 
 
@@ -110,6 +148,36 @@ def _show_photo(axes, photo, caption):
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_xlabel(caption, fontsize=7, **NAME_STYLE)
+
+
+def outline_box(photo, box, size):
+    """Draws a box into a photo; where it reaches beyond, on grey ground, at most half a photo wide on each side.
+
+    Args:
+        photo: uint8 RGB array of shape `(height, width, 3)`, perhaps scaled down.
+        box: `(x1, y1, x2, y2)`, 0-based half-open, in pixels of the photo as it was; of any order and size.
+        size: Height and width of the photo as it was.
+
+    Returns:
+        uint8 RGB array, as large as photo and box together.
+    """
+    enlarged = max(1, _OUTLINED_SIDE // max(photo.shape[:2]))
+    photo = photo.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    (top, bottom, above, below), (left, right, before, after) = (
+        _place_outline(side, whole, corners)
+        for side, whole, corners in zip(photo.shape, size, (box[1::2], box[0::2]), strict=False)
+    )
+    canvas = np.pad(photo, ((above, below), (before, after), (0, 0)), constant_values=_GROUND)
+    for color, thickness in ((_HALO, 4), (_OUTLINE, 2)):
+        cv2.rectangle(canvas, (left + before, top + above), (right + before, bottom + above), color, thickness)
+    return canvas
+
+
+def _place_outline(side, whole, corners):
+    """Returns first and last pixel of a box along a side that had `whole` pixels, and what to add to both its ends."""
+    first, end = sorted(round(min(max(corner * side / whole, -side / 2), 1.5 * side)) for corner in corners)
+    last = max(first, end - 1)
+    return first, last, max(0, -first), max(0, last + 1 - side)
 
 
 def overlay_heat(photo, heat):
