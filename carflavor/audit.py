@@ -51,36 +51,53 @@ def audit(config):
             named by `fail_on` were found.
     """
     with tracking.step_run("audit", config):
-        fail_on = parse_fail_on(config.fail_on)
-        out = resolve_output(config.out, "out") if config.out else None
-        store = open_source(config.source)
-        out = out or default_out("audits", config.source, store)
-        # A box whose corners are not in order is a finding.
-        dataset = layouts.read_dataset(store, config.layout, refuse_boxes=False)
-        for warning in dataset.warnings:
-            _logger.warning("%s", warning)
-        started = time.perf_counter()
-        splits = {"train": dataset.train} | ({} if dataset.test is None else {"test": dataset.test})
-        facts = _examine(store, splits, config.workers)
-        groups = duplicates.group_near_duplicates(duplicates.stack_hashes(facts))
-        findings = find_all(dataset, splits, facts, groups, store.names)
-        summary = {
-            "source": name_source(config.source, store),
-            "layout": dataset.layout,
-            "seconds": round(time.perf_counter() - started, 2),
-            **summarise(dataset, splits, facts, findings),
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        thumbnails = read_thumbnails(store, dataset, report.pick_photos(findings))
-        _write_reports(out, summary, report.build_audit_sections(findings, thumbnails))
+        out, summary, refusal = write_audit(config)
         mlflow.log_metrics({name: summary[name] for name in ("photos", "seconds")} | count_findings(summary))
         mlflow.log_artifact(out / "report.json")
         mlflow.log_artifact(out / "report.html")
-        _logger.info("Found: %s", say_counts(findings))
         _logger.info("Reports: %s", out)
-        if refusal := say_refusal(findings, fail_on, store.place, out / "report.html"):
+        if refusal:
             raise ValueError(refusal)
     return out
+
+
+def write_audit(config):
+    """Writes `report.json` and `report.html`; no MLflow run.
+
+    Args:
+        config: `AuditConfig`.
+
+    Returns:
+        `Path` of the folder with the files, the content of `report.json` as dict, and the sentence that says which
+        kinds of `fail_on` were found, or None.
+
+    Raises:
+        ValueError: If the source has no known layout.
+    """
+    fail_on = parse_fail_on(config.fail_on)
+    out = resolve_output(config.out, "out") if config.out else None
+    store = open_source(config.source)
+    out = out or default_out("audits", config.source, store)
+    # A box whose corners are not in order is a finding.
+    dataset = layouts.read_dataset(store, config.layout, refuse_boxes=False)
+    for warning in dataset.warnings:
+        _logger.warning("%s", warning)
+    started = time.perf_counter()
+    splits = {"train": dataset.train} | ({} if dataset.test is None else {"test": dataset.test})
+    facts = _examine(store, splits, config.workers)
+    groups = duplicates.group_near_duplicates(duplicates.stack_hashes(facts))
+    findings = find_all(dataset, splits, facts, groups, store.names)
+    _logger.info("Found: %s", say_counts(findings))
+    summary = {
+        "source": name_source(config.source, store),
+        "layout": dataset.layout,
+        "seconds": round(time.perf_counter() - started, 2),
+        **summarise(dataset, splits, facts, findings),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    thumbnails = read_thumbnails(store, dataset, report.pick_photos(findings))
+    _write_reports(out, summary, report.build_audit_sections(findings, thumbnails))
+    return out, summary, say_refusal(findings, fail_on, store.place, out / "report.html")
 
 
 def _examine(store, splits, workers):
