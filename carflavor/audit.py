@@ -113,7 +113,7 @@ def _examine(store, splits, workers):
 
 
 def _write_reports(out, summary, audit_sections):
-    headline = [("photos", f"{summary['photos']:,}")]
+    headline = [("photos", f"{summary['labelled_photos']:,}"), ("readable", f"{summary['photos']:,}")]
     headline += [(split, f"{count:,}") for split, count in summary["photos_by_split"].items()]
     headline += [("classes", f"{len(summary['photos_by_class']):,}"), ("layout", summary["layout"])]
     sections = [*audit_sections, report.Section("Photos by class", table=summary["photos_by_class"])]

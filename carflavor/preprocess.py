@@ -267,11 +267,12 @@ def _write_reports(out, summary, audit_sections, refusal):
     headline += [(split, f"{count:,}") for split, count in summary["photos_by_split"].items()]
     headline += [("photos a second", f"{summary['photos_per_second']:,}"), ("bytes", f"{summary['bytes']:,}")]
     overview, *sections = audit_sections
+    if refusal:
+        first = [report.Section("No record files were written", refusal), overview]
+    else:
+        first = [overview, report.Section("Photos of the training split", figure=_contact_sheet(out))]
     sections = [
-        report.Section("No record files were written", refusal)
-        if refusal
-        else report.Section("Photos of the training split", figure=_contact_sheet(out)),
-        overview,
+        *first,
         report.Section("Photos left out", table=summary["skipped_photos"])
         if summary["skipped_photos"]
         else report.Section("Photos left out", text="None: every photo was read."),

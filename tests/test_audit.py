@@ -126,12 +126,12 @@ def test_what_is_found(spoiled, tmp_path):
             photo(
                 "cars_train/08 no area.jpg",
                 "Škoda",
-                detail="has no area",
+                detail="has no area, from (59, 29) to (20, 30)",
                 box=[59, 29, 20, 30],
                 size=list(draw(8).shape[:2]),
             ),
         ],
-        "absent_class": [{"class": "Lada", "split": "test", "detail": ""}],
+        "absent_class": [{"class": "Lada", "split": "test", "detail": "no photo has its label"}],
         "duplicate": [
             photo("cars_train/01.jpg", "Škoda", group=1, sha256=sha256),
             photo("cars_test/1.jpg", "Škoda", group=1, sha256=sha256),
@@ -144,7 +144,7 @@ def test_what_is_found(spoiled, tmp_path):
         ],
         "extension": [photo("cars_train/04 png.jpg", RAM, detail="is a PNG")],
         "tiny": [photo("cars_train/05 tiny.jpg", "Škoda", detail="5 x 5 px")],
-        "grey": [photo("cars_train/06 grey.jpg", RAM)],
+        "grey": [photo("cars_train/06 grey.jpg", RAM, detail="of its class 1 of 5")],
     }
 
 
@@ -153,9 +153,10 @@ def test_the_files_say_the_same(spoiled, tmp_path):
     assert out == tmp_path / "out"
     assert names(out) == ["report.html", "report.json"]
     assert json.loads((out / "report.json").read_text("utf-8")) == summary
-    assert {name: summary[name] for name in ("source", "layout", "photos", "photos_by_split")} == {
+    assert {name: summary[name] for name in ("source", "layout", "labelled_photos", "photos", "photos_by_split")} == {
         "source": "cars",
         "layout": "devkit",
+        "labelled_photos": 15,
         "photos": 11,
         "photos_by_split": {"train": 8, "test": 3},
     }
@@ -253,8 +254,12 @@ def write_table(folder, rows):
 def test_boxes_whose_corners_are_not_in_order(tmp_path, caplog):
     write_table(tmp_path / "cars", ["b/1.jpg,x,1,2,60,40\n", "a/2.jpg,x,60,2,20,40\n", "b/3.jpg,y,900,900,950,950\n"])
     found = find(tmp_path / "cars", tmp_path / "out")
-    details = [(item["photo"], item["detail"].partition(" the")[0]) for item in found["box"]]
-    assert details == [("a/2.jpg", "has no area"), ("b/3.jpg", "lies outside")]
+    details = [(item["photo"], item["detail"]) for item in found["box"]]
+    width, height = draw(3).shape[1::-1]
+    assert details == [
+        ("a/2.jpg", "has no area, from (60, 2) to (20, 40)"),
+        ("b/3.jpg", f"lies outside the photo of {width} x {height} px"),
+    ]
     # In whatever folder that lies beside those of the others.
     assert found["unlabelled"] == [{"photo": "a/4.jpg"}]
     with pytest.raises(ValueError, match="cars.csv, row 3: expected a box as x1, y1, x2, y2 with x1 < x2 and y1 < y2"):

@@ -6,6 +6,8 @@ from carflavor.data import duplicates
 from carflavor.data.drawing import draw_photo
 from carflavor.data.duplicates import (
     MAX_DISTANCE,
+    compare_hashes,
+    find_nearest,
     group_near_duplicates,
     hash_photo,
     have_near_duplicates,
@@ -93,6 +95,38 @@ def test_the_distance_decides(random_hashes):
     assert have_near_duplicates(hashes, hashes[:0]).tolist() == [False] * 4
     assert have_near_duplicates(hashes[:0], hashes).tolist() == []
     assert group_near_duplicates(hashes[:0]).tolist() == []
+
+
+def test_the_nearest_is_found(random_hashes):
+    hashes = random_hashes[:1200].copy()
+    others = np.array(
+        [
+            *random_hashes[1200:1400],
+            flip_bits(hashes[3], 30),
+            flip_bits(hashes[3], 20),
+            flip_bits(hashes[3], 20),
+            flip_bits(hashes[1100], MAX_DISTANCE + 1),
+            np.zeros(4, np.uint64),
+            *random_hashes[1400:],
+            *np.repeat(random_hashes[1300:1301], 500, axis=0),
+            # In another tile than the first ones.
+            flip_bits(hashes[3], 25),
+            hashes[700],
+        ]
+    )
+    hashes[5] = 0
+    nearest = find_nearest(hashes, others)
+    assert {row: nearest[row].item() for row in np.flatnonzero(nearest >= 0)} == {3: 201, 700: len(others) - 1}
+
+
+def test_bits_that_differ():
+    photo, other = draw(0), draw(1)
+    first, mirrored = hash_photo(photo), hash_photo(flip(photo))
+    assert compare_hashes(first, first) == (0, False)
+    assert compare_hashes(first, flip_bits(first, 7)) == (7, False)
+    bits, is_mirrored = compare_hashes(first, mirrored)
+    assert bits <= MAX_DISTANCE and is_mirrored
+    assert compare_hashes(first, hash_photo(other))[0] > MAX_DISTANCE
 
 
 @pytest.mark.parametrize("max_pairs", [0, 1_000_000])

@@ -368,7 +368,7 @@ def test_near_duplicates_are_reported(copies, tmp_path, caplog):
     assert caplog.messages == ["Found: leak 1, conflict 4, absent_class 1, near_duplicate 7"]
     assert json.loads((out / "report.json").read_text("utf-8")) == summary
     page = (out / "report.html").read_text("utf-8")
-    assert "7 photos in 3 groups. Shown are 2 above and 1 here, with two photos each." in page
+    assert "7 photos in 3 groups. Shown: 2 above and 1 here, with two photos each." in page
     # Each pair is shown once.
     assert page.count("cars_train/16.jpg") == page.count("cars_test/0.jpg") == page.count("cars_train/05.jpg") == 1
     assert "<b>" not in page

@@ -320,3 +320,48 @@ def test_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(IsADirectoryError):
         report.write_report(tmp_path / "report.html", "t", [], [])
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("box", "shape", "first", "last"),
+    [
+        # Of a photo of 1440 x 1440 that was scaled down to 144: inside, beyond the right edge, beyond all of them.
+        ((300, 400, 700, 900), (144, 144), (30, 40), (69, 89)),
+        ((300, 400, 1540, 900), (144, 154), (30, 40), (153, 89)),
+        ((-100, -200, 1540, 1640), (184, 164), (0, 0), (163, 183)),
+        # Outside: the ground grows no more than by half a photo and a pixel.
+        ((9000, 9000, 10**400, 9900), (217, 217), (216, 216), (216, 216)),
+        # Corners that are not in order, and no area at all.
+        ((700, 900, 300, 400), (144, 144), (30, 40), (69, 89)),
+        ((300, 400, 300, 400), (144, 144), (30, 40), (30, 40)),
+    ],
+)
+def test_a_box_is_outlined(box, shape, first, last):
+    outlined = report.outline_box(np.full((144, 144, 3), 255, np.uint8), box, (1440, 1440))
+    assert outlined.shape == (*shape, 3)
+    for x, y in (first, last):
+        assert outlined[y, x].tolist() == [216, 27, 96]
+    colours = {tuple(pixel) for pixel in outlined.reshape(-1, 3).tolist()}
+    assert colours == {(255, 255, 255), (216, 27, 96)} | ({(225, 225, 225)} if shape != (144, 144) else set())
+
+
+def test_a_small_photo_is_enlarged_for_its_box():
+    photo = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    outlined = report.outline_box(photo, (1, 1, 2, 2), (4, 4))
+    assert outlined.shape == (144, 144, 3)
+    assert outlined[143, 143].tolist() == [45, 46, 47]
+
+
+def test_pairs_stand_side_by_side():
+    pairs = [report.PhotoPair((PHOTO, PHOTO), (f"left {n}\nphoto", f"right {n}"), f"{n} bits") for n in range(5)]
+    panels = render(report.photo_pairs_figure(pairs)).axes
+    shown = [axes.get_xlabel() or "".join(texts(axes)) for axes in panels]
+    assert [text for text in shown if text] == [
+        text for n in range(5) for text in (f"left {n}\nphoto", f"{n} bits", f"right {n}")
+    ]
+
+
+def test_json_is_written_as_text_that_people_read(tmp_path):
+    report.write_json(tmp_path / "report.json", {"class": "Škoda"})
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == '{\n  "class": "Škoda"\n}'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]

@@ -6,6 +6,7 @@ import pytest
 from test_layouts import photo, read_dataset, touch
 
 from carflavor.data.layouts import Photo, PhotoReader, read_photo
+from carflavor.data.layouts import read_dataset as read_store
 from carflavor.data.stores import Store
 
 HEAD = "path,class,x1,y1,x2,y2,split\n"
@@ -382,6 +383,16 @@ def test_huggingface_boxes_of_another_kind_are_refused(tmp_path, box, message):
     with pytest.raises(ValueError) as error:
         read_dataset(tmp_path)
     assert str(error.value) == f"{tmp_path}/train.parquet, row 2: {message}"
+
+
+def test_huggingface_boxes_that_are_none_can_be_told_of(tmp_path):
+    boxes = [[100, 20, 50, 70], [1, 1, 9, 9], [5, 5, 5, 9]]
+    write_parquet(tmp_path / "train.parquet", images("a", "b", "c"), [0, 1, 1], bbox=boxes)
+    dataset = read_store(Store(tmp_path), refuse_boxes=False)
+    assert [list(photo.box) for photo in dataset.train] == boxes
+    assert [sentence.split(":")[0] for sentence in dataset.refused_boxes] == [
+        f"{tmp_path}/train.parquet, row {row}" for row in (1, 3)
+    ]
 
 
 def test_huggingface_class_names_of_the_card(tmp_path):

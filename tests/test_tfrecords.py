@@ -9,6 +9,7 @@ from PIL import Image
 from test_layouts import read_dataset, touch
 
 from carflavor.data.layouts import Photo, PhotoReader, read_photo
+from carflavor.data.layouts import read_dataset as read_store
 from carflavor.data.stores import Store
 
 # The numbers of the devkit's first photo, 600 x 400 pixels, as tfds.image_classification.Cars196 divides them:
@@ -159,6 +160,21 @@ def test_an_example_that_is_wrong_is_refused(cars196, record, message):
     with pytest.raises(ValueError) as error:
         read_dataset(cars196)
     assert str(error.value).startswith(f"{cars196}/{TRAIN[1]}, row 2: {message}")
+
+
+def test_boxes_that_are_none_can_be_told_of(tmp_path):
+    bbox = [[0.5, 0.25, 0.25, 0.5], [116, 39, 375, 569], [0.25, 0.25, 0.5, 0.5]]
+    write(tmp_path / "mine-train.tfrecord", *(example(bbox=numbers) for numbers in bbox))
+    dataset = read_store(Store(tmp_path), refuse_boxes=False)
+    assert [photo.box for photo in dataset.train] == [
+        (150, 200, 300, 100),
+        (39 * 600, 116 * 400, 569 * 600, 375 * 400),
+        (150, 100, 300, 200),
+    ]
+    with pytest.raises(ValueError) as error:
+        read_dataset(tmp_path)
+    assert [str(error.value)] == list(dataset.refused_boxes[:1])
+    assert len(dataset.refused_boxes) == 2
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,7 @@ def find_all(dataset, splits, facts, groups, names):
             found["missing"].append(row.describe())
         for kind, details in _check_photo(row, row.photo.name in missing):
             found[kind].append(row.describe(**details))
+    found["grey"] = _find_grey(rows)
     found["unlabelled"] = [{"photo": name} for name in _find_unlabelled(splits, names)]
     counts = _count_photos(splits, dataset, facts)
     found["absent_class"] = _find_absent_classes(splits, dataset.class_names, counts)
@@ -211,14 +212,15 @@ def summarise(dataset, splits, facts, findings):
         findings: What it returned.
 
     Returns:
-        Dict for JSON: numbers of photos that can be read, of near-duplicates, and all findings. A number that needs
-        labelled test photos is None where there are none.
+        Dict for JSON: numbers of photos that have labels, of those that can be read, of near-duplicates, and all
+        findings. A number that needs labelled test photos is None where there are none.
     """
     counts = _count_photos(splits, dataset, facts)
     groups = {}
     for item in findings["near_duplicate"]:
         groups.setdefault(item["group"], []).append(item)
     return {
+        "labelled_photos": len(dataset.photos),
         "photos": sum(map(sum, counts.values())),
         "photos_by_split": {split: sum(values) for split, values in counts.items()},
         "near_duplicate_groups": len(groups),
@@ -261,15 +263,13 @@ def _check_photo(row, is_missing):
             yield "tiny", {"detail": f"box of {sides[0]:,} x {sides[1]:,} px", "box": list(box), "size": size}
         if width * height > HUGE_PIXELS:
             yield "huge", {"detail": f"{width:,} x {height:,} px"}
-    if known.get("grey"):
-        yield "grey", {}
 
 
 def _judge_box(box, size):
     """Says what is wrong with a box, or returns None. Of a photo without a size only the box itself is looked at."""
     x1, y1, x2, y2 = box
     if not (x1 < x2 and y1 < y2):
-        return "has no area"
+        return f"has no area, from ({x1:,}, {y1:,}) to ({x2:,}, {y2:,})"
     if size is None:
         return None
     height, width = size
@@ -277,6 +277,16 @@ def _judge_box(box, size):
         return f"lies outside the photo of {width:,} x {height:,} px"
     beyond = max(-x1, -y1, x2 - width, y2 - height)
     return f"reaches {beyond:,} px beyond the photo of {width:,} x {height:,} px" if beyond > 0 else None
+
+
+def _find_grey(rows):
+    grey = [row for row in rows if row.known.get("grey")]
+    by_class, all_by_class = (Counter(row.class_name for row in some) for some in (grey, rows))
+    # That is what there is to judge.
+    return [
+        row.describe(detail=f"of its class {by_class[row.class_name]:,} of {all_by_class[row.class_name]:,}")
+        for row in grey
+    ]
 
 
 def _find_unlabelled(splits, names):
@@ -298,7 +308,9 @@ def _find_absent_classes(splits, class_names, counts):
         {
             "class": name,
             "split": split,
-            "detail": f"none of its {labelled[split][label]:,} photos can be read" if labelled[split][label] else "",
+            "detail": f"none of its {labelled[split][label]:,} photos can be read"
+            if labelled[split][label]
+            else "no photo has its label",
         }
         for label, name in enumerate(class_names)
         for split in splits

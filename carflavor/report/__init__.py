@@ -10,11 +10,20 @@ from carflavor.report.classes import class_bars_figure, confusion_figure
 from carflavor.report.comparison import comparison_figure
 from carflavor.report.curves import curves_figure
 from carflavor.report.page import Section, render_report, write_json, write_report
-from carflavor.report.photos import ConfusedPair, confused_pairs_figure, overlay_heat, photo_grid_figure
+from carflavor.report.photos import (
+    ConfusedPair,
+    PhotoPair,
+    confused_pairs_figure,
+    outline_box,
+    overlay_heat,
+    photo_grid_figure,
+    photo_pairs_figure,
+)
 from carflavor.report.probabilities import rejection_figure, reliability_figure
 
 __all__ = [
     "ConfusedPair",
+    "PhotoPair",
     "Section",
     "agreement_figure",
     "build_audit_sections",
@@ -23,8 +32,10 @@ __all__ = [
     "confused_pairs_figure",
     "confusion_figure",
     "curves_figure",
+    "outline_box",
     "overlay_heat",
     "photo_grid_figure",
+    "photo_pairs_figure",
     "pick_photos",
     "rejection_figure",
     "reliability_figure",

@@ -104,7 +104,10 @@ def _say_groups(kind, items, shown):
     places = {"above": shown.above, "here": len(shown.pairs)}
     places = " and ".join(f"{count:,} {place}" for place, count in places.items() if count)
     groups = len({item["group"] for item in items})
-    return f"{len(items):,} photos in {groups:,} groups. Shown are {places}, with two photos each."
+    return (
+        f"{len(items):,} photos in {groups:,} {'group' if groups == 1 else 'groups'}. "
+        f"Shown: {places}, with two photos each."
+    )
 
 
 def _pick_two(kind, group):

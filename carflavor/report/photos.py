@@ -175,7 +175,7 @@ def outline_box(photo, box, size):
 
 def _place_outline(side, whole, corners):
     """Returns first and last pixel of a box along a side that had `whole` pixels, and what to add to both its ends."""
-    first, end = sorted(round(min(max(corner * side / whole, -side / 2), 1.5 * side)) for corner in corners)
+    first, end = sorted(round(min(max(corner, -whole / 2), 1.5 * whole) * side / whole) for corner in corners)
     last = max(first, end - 1)
     return first, last, max(0, -first), max(0, last + 1 - side)
 
