@@ -279,7 +279,8 @@ def _write_reports(out, summary, audit_sections, refusal):
         *sections,
         report.Section("Photos by class", table=summary["photos_by_class"]),
     ]
-    report.write_report(out / "report.html", "What preprocess wrote", headline, sections)
+    title = "What preprocess refused" if refusal else "What preprocess wrote"
+    report.write_report(out / "report.html", title, headline, sections)
     report.write_json(out / "report.json", summary)
 
 

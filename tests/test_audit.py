@@ -144,7 +144,7 @@ def test_what_is_found(spoiled, tmp_path):
         ],
         "extension": [photo("cars_train/04 png.jpg", RAM, detail="is a PNG")],
         "tiny": [photo("cars_train/05 tiny.jpg", "Škoda", detail="5 x 5 px")],
-        "grey": [photo("cars_train/06 grey.jpg", RAM, detail="of its class 1 of 5")],
+        "grey": [photo("cars_train/06 grey.jpg", RAM, detail="1 of 5 of its class")],
     }
 
 

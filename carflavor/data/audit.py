@@ -282,10 +282,10 @@ def _judge_box(box, size):
 def _find_grey(rows):
     grey = [row for row in rows if row.known.get("grey")]
     by_class, all_by_class = (Counter(row.class_name for row in some) for some in (grey, rows))
-    # That is what there is to judge.
+    # How many of a class are is what there is to judge.
     return [
-        row.describe(detail=f"of its class {by_class[row.class_name]:,} of {all_by_class[row.class_name]:,}")
-        for row in grey
+        row.describe(detail=f"{by_class[row.class_name]:,} of {all_by_class[row.class_name]:,} of its class")
+        for row in sorted(grey, key=lambda row: -by_class[row.class_name])
     ]
 
 
