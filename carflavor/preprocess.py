@@ -1,5 +1,6 @@
 """Photos into HDF5 record files: `train.h5`, `validation.h5` and `test.h5`."""
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from carflavor.data.audit import count_findings, find_all, parse_fail_on, say_co
 from carflavor.data.build import Build
 from carflavor.data.decoding import Task, decode_photos
 from carflavor.data.locations import data_home, resolve_input, resolve_output
+from carflavor.data.on_spark import check_source, decode_on_spark
 from carflavor.data.sources import default_out, name_source, open_source
 from carflavor.data.splitting import choose_validation
 from carflavor.data.thumbnails import read_thumbnails
+from carflavor.data.virtual import ShardedBuild
 from carflavor.progress import progress_bar
+from carflavor.spark import check_master, check_visible, open_session
 
 CROP_CHOICES = {"box": ("box",), "full": ("full",), "both": ("box", "full")}
 CROP_MARGIN = 16  # pixels, as foamliu/Car-Recognition (pre_process.py) cuts the cars
@@ -55,7 +59,9 @@ class PreprocessConfig:
         fail_on: Kinds of findings of `carflavor.data.audit` at which the step fails and no record file gets its name;
             separated by commas.
         seed: Seed of the validation split.
-        workers: Processes that decode; 0 for one a core.
+        workers: Processes that decode; 0 for one a core. Not with `master`.
+        master: Spark master to decode on. Empty: on this machine.
+        gather: Whether the record files hold all pixels. With `master` they may refer to shards beside them instead.
         out: Folder to write to. Empty for one under `carflavor.data.locations.data_home()`.
     """
 
@@ -67,6 +73,8 @@ class PreprocessConfig:
     fail_on: str = ""
     seed: int = 0
     workers: int = 0
+    master: str = ""
+    gather: bool = True
     out: str = ""
 
 
@@ -131,9 +139,17 @@ def _write(config):
     fail_on = parse_fail_on(config.fail_on)
     if config.crop not in CROP_CHOICES:
         raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={config.crop!r}")
+    check_master(config.master)
+    if not (config.gather or config.master):
+        raise ValueError("Expected a Spark master where gather=false, for its tasks write shards. Received: master=''")
     out = resolve_output(config.out, "out") if config.out else None
     store = open_source(config.source)
     out = out or default_out("records", config.source, store)
+    if config.master and store.is_stream:
+        raise ValueError(
+            f"source: expected photos that workers of Spark can read at any place, got {store.place}, which can "
+            f"only be read from its start to its end; unpack it, or pack it anew as .tar or .zip"
+        )
     dataset = layouts.read_dataset(store, config.layout)
     for warning in dataset.warnings:
         _logger.warning("%s", warning)
@@ -163,10 +179,14 @@ def _write(config):
         "settings": settings,
     }
     rows = {split: len(photos) for split, photos in by_pool.items()}
-    with Build(out / WORK_FOLDER, key, rows, crops, config.image_size) as build:
+    kind = Build if config.gather else ShardedBuild
+    with (
+        _open_spark(config, out, store) as spark,
+        kind(out / WORK_FOLDER, key, rows, crops, config.image_size) as build,
+    ):
         if build.starts_over:
             _logger.warning("The source or a setting is not what it was when %s was begun: starting over", out)
-        _decode(config, store, by_pool, build)
+        _decode(config, store, by_pool, build, spark)
         facts = [build.done[split, row] for split, photos in by_pool.items() for row in range(len(photos))]
         groups = duplicates.group_near_duplicates(duplicates.stack_hashes(facts))
         splits = _split(store, dataset, groups, config.seed)
@@ -184,7 +204,7 @@ def _write(config):
             "skipped": len(skipped),
             "seconds": round(seconds, 2),
             "photos_per_second": round(len(facts) / max(seconds, 1e-9), 1),
-            "bytes": 0 if refusal else sum((out / f"{split}.h5").stat().st_size for split in splits),
+            "bytes": 0 if refusal else _count_bytes(out, splits),
             "settings": settings,
             "skipped_photos": skipped,
             **summarise(dataset, splits, facts, findings),
@@ -194,6 +214,18 @@ def _write(config):
         if not refusal:
             build.remove()
     return out, summary, refusal
+
+
+@contextlib.contextmanager
+def _open_spark(config, out, store):
+    """Yields a Spark session whose workers see photos and record files as this machine does; None without a master."""
+    if not config.master:
+        yield None
+        return
+    with open_session(config.master, "preprocess") as spark:
+        check_visible(spark, out)
+        check_source(spark, store)
+        yield spark
 
 
 def _split(store, dataset, groups, seed):
@@ -212,7 +244,7 @@ def _split(store, dataset, groups, seed):
     return splits if dataset.test is None else splits | {"test": dataset.test}
 
 
-def _decode(config, store, by_pool, build):
+def _decode(config, store, by_pool, build, spark):
     """Brings all photos into their pools."""
     tasks = [
         Task(split, row, photo)
@@ -223,8 +255,12 @@ def _decode(config, store, by_pool, build):
     total = sum(map(len, by_pool.values()))
     if done := total - len(tasks):
         _logger.info("Going on after %s of %s photos", f"{done:,}", f"{total:,}")
-    with progress_bar("preprocess", total, done) as progress:
-        for entries in decode_photos(tasks, store, build.pools, CROP_MARGIN, config.workers):
+    if spark:
+        decoded = decode_on_spark(spark, tasks, store, build, CROP_MARGIN)
+    else:
+        decoded = decode_photos(tasks, store, build.pools, CROP_MARGIN, config.workers)
+    with progress_bar("preprocess", total, done) as progress, contextlib.closing(decoded):
+        for entries in decoded:
             errors = [entry for entry in entries if "error" in entry]
             build.add([entry for entry in entries if config.skip_unreadable or "error" not in entry])
             if errors and not config.skip_unreadable:
@@ -260,6 +296,14 @@ def _finish(by_pool, splits, build, class_names, settings):
             raise ValueError(f"Expected at least one readable photo for {split}.h5, got none of {len(photos):,}")
         files[split] = ("test" if split == "test" else "train", kept)
     build.finish(files, class_names, settings)
+
+
+def _count_bytes(out, splits):
+    paths = set()
+    for split in splits:
+        with records.RecordFile(out / f"{split}.h5") as file:
+            paths |= {file.path, *file.shards}
+    return sum(path.stat().st_size for path in paths)
 
 
 def _write_reports(out, summary, audit_sections, refusal):

@@ -1,18 +1,34 @@
 """Spark sessions, for the steps that can run on a cluster. Loads pyspark where a session is opened, and not before."""
 
 import contextlib
+import functools
+import json
 import os
 import re
+import shutil
 import signal
+import socket
 import sys
 import threading
+import time
+import uuid
 from importlib.util import find_spec
 from pathlib import Path
+
+import pandas as pd
 
 import carflavor
 from carflavor.data.locations import data_home
 
 _MASTERS = r"(local(\[[^\]]+\])?|spark://.+|k8s://.+|yarn|session)$"
+_SLOTS_BY_DEFAULT = 64  # where Spark does not tell how many tasks it runs at once, as Databricks without servers
+# What a task of `ask_workers` takes at least: those that are quicker would all be run by the worker that is up first.
+_SECONDS_A_QUESTION = 0.3
+_SECONDS_BETWEEN_CANCELS = 1
+
+
+class TaskError(Exception):
+    """What a task raises for its user: a sentence that says all."""
 
 
 def check_master(master):
@@ -83,3 +99,146 @@ def _configure(builder):
     for name, value in environment.items():
         builder = builder.config(f"spark.executorEnv.{name}", value)
     return builder
+
+
+def run_tasks(spark, function, count, tag=None):
+    """Has the workers run a function for the numbers from 0, each in a task of its own.
+
+    It goes by way of a DataFrame: a session on another machine, as of Databricks Connect, has no RDDs.
+
+    Args:
+        spark: Session.
+        function: Takes a number, returns str. It and what it holds is pickled.
+        count: Number of tasks, at least 1.
+        tag: Name to cancel the job by, see `cancel_job`.
+
+    Returns:
+        List of what the function returned, in the order of the numbers.
+
+    Raises:
+        ValueError: If a task failed as often as Spark tries again.
+    """
+
+    def run(batches):
+        for batch in batches:
+            yield pd.DataFrame({"number": batch["id"], "result": [function(number) for number in batch["id"].tolist()]})
+
+    if tag:
+        spark.addTag(tag)
+    try:
+        rows = spark.range(0, count, 1, count).mapInPandas(run, "number long, result string").collect()
+    except Exception as error:
+        raise ValueError(f"master: {_explain(error)}") from error
+    finally:
+        if tag:
+            spark.removeTag(tag)
+    return [row.result for row in sorted(rows, key=lambda row: row.number)]
+
+
+def cancel_job(spark, tag, job):
+    """Cancels a job of `run_tasks` and returns when it has ended.
+
+    Args:
+        spark: Session.
+        tag: As `run_tasks` was given it.
+        job: `concurrent.futures.Future` of `run_tasks`.
+    """
+    # More than once: the job may not have begun.
+    while not job.done():
+        spark.interruptTag(tag)
+        with contextlib.suppress(Exception):
+            job.result(_SECONDS_BETWEEN_CANCELS)
+
+
+def _explain(error):
+    """Returns the sentence in what Spark raises, in which Python's traceback stands inside Java's."""
+    text = re.split(r"\n\s+at ", str(error))[0]
+    if said := re.findall(rf"^(?:[\w.]+\.)?{TaskError.__name__}: (.+)$", text, re.MULTILINE):
+        return said[-1]
+    if said := re.findall(r"^(?:[\w.]+\.)?\w+(?:Error|Exception|Interrupt): .+$", text, re.MULTILINE):
+        return f"a task failed on a worker: {said[-1]}"
+    return f"Spark failed: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}"
+
+
+def ask_workers(spark, function):
+    """Has a function run by every worker of a session, as far as can be: by as many tasks as run at once.
+
+    Args:
+        spark: Session.
+        function: Takes nothing, returns something for JSON. It is pickled.
+
+    Returns:
+        List of pairs of a worker's host name and what the function returned there.
+
+    Raises:
+        ValueError: If the function raised an error.
+    """
+    asked, answers = 0, []
+    # Again where workers have come since.
+    while asked < (slots := _count_slots(spark)):
+        asked = slots
+        answers += run_tasks(spark, functools.partial(_answer, function), asked)
+    return [tuple(json.loads(answer)) for answer in answers]
+
+
+def _count_slots(spark):
+    try:
+        return spark.sparkContext.defaultParallelism
+    except AttributeError:  # which a session on another machine does not have
+        return _SLOTS_BY_DEFAULT
+
+
+def _answer(function, number):
+    started = time.monotonic()
+    answer = json.dumps([socket.gethostname(), function()])
+    time.sleep(max(0, started + _SECONDS_A_QUESTION - time.monotonic()))
+    return answer
+
+
+def check_visible(spark, folder, parameter="out"):
+    """Refuses a folder that is not the same on this machine and on all workers of a session.
+
+    This machine writes a file there that all workers must see, each of them writes one that this machine must see.
+
+    Args:
+        spark: Session.
+        folder: Path of the folder; it is made where it is missing.
+        parameter: What the user calls it.
+
+    Raises:
+        ValueError: If a worker does not see it or cannot write to it; with the worker's name.
+    """
+    folder = Path(folder).absolute()
+    tokens = folder / f".visible-{uuid.uuid4().hex}"
+    tokens.mkdir(parents=True)
+    try:
+        (tokens / "here").touch()
+        for host, (name, problem) in ask_workers(spark, functools.partial(_leave_token, str(tokens))):
+            if not problem and not (tokens / name).is_file():
+                problem = "what it writes there is not seen here"
+            if problem:
+                raise ValueError(
+                    f"{parameter}: expected a folder that this machine and all workers of Spark share, "
+                    f"got {folder}; worker {host}: {problem}"
+                )
+    finally:
+        shutil.rmtree(tokens, ignore_errors=True)
+
+
+def _leave_token(tokens):
+    """Returns the name of a file that was written into a folder, and what went wrong, or None."""
+    name = uuid.uuid4().hex
+    # By its name, for a network drive may show a list of files that is half a minute old.
+    if not os.path.exists(os.path.join(tokens, "here")):
+        return name, "it does not see what is there"
+    try:
+        descriptor = os.open(os.path.join(tokens, name), os.O_WRONLY | os.O_CREAT)
+        try:
+            # Not from the start on, as record files are written: the stores of some clouds take nothing else.
+            os.pwrite(descriptor, b"seen", 4096)
+            os.pwrite(descriptor, b"seen", 0)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return name, f"it cannot write there: {error.strerror}"
+    return name, None

@@ -36,6 +36,14 @@ from carflavor.preprocess import CROP_CHOICES, PreprocessConfig, preprocess
     type=click.IntRange(0, 256),
     help="Processes that decode; 0: one a core.",
 )
+@click.option("--master", default=PreprocessConfig.master, help="Spark master to decode on.")
+@click.option(
+    "--gather",
+    default=PreprocessConfig.gather,
+    show_default=True,
+    type=bool,
+    help="Gather what Spark's tasks write in self-contained files.",
+)
 @click.option("--out", default=PreprocessConfig.out, help="Folder to write to; one under ~/.carflavor if empty.")
 def main(**options):
     """Writes a dataset's photos as HDF5 record files."""

@@ -1,7 +1,11 @@
 """Record files in the making: whatever ends the process, the next one goes on where it was."""
 
+import hashlib
+import json
 import os
+import re
 import shutil
+import uuid
 from pathlib import Path
 
 import h5py
@@ -11,6 +15,8 @@ from carflavor.data.journal import Journal
 from carflavor.data.pools import Pool, create_pool
 from carflavor.data.records import RecordWriter, write_columns
 from carflavor.locking import lock
+
+_SHARDS_NAME = re.compile(r"shards-[0-9a-f]{16}")
 
 
 class Build:
@@ -27,6 +33,9 @@ class Build:
         image_size: Side of the squares in pixels.
 
     Attributes:
+        rows: As given.
+        crops: As given.
+        image_size: As given.
         pools: Dict of split -> `Pool`, as long as there are photos to decode.
         done: Dict of (split, row) -> dict of what is known of a photo: `size`, `box`, `hash`; or `error`.
         starts_over: Whether something was kept that is of no use, since the source or a setting changed.
@@ -36,13 +45,18 @@ class Build:
         OSError: If there is no room for the pools.
     """
 
+    shard_size = 512  # photos; a second's work for a core, which a lost worker takes along
+    keeps_shards = False
+
     def __init__(self, folder, key, rows, crops, image_size):
         self._folder = Path(folder)
         self._key = key
-        self._rows = rows
-        self._crops = crops
-        self._image_size = image_size
+        self.rows = rows
+        self.crops = crops
+        self.image_size = image_size
         self.pools = {}
+        # Shards of other photos or settings, which a worker may still write that nobody waits for, go elsewhere.
+        self._shards_name = f"shards-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
 
     def __enter__(self):
         self._lock = lock(
@@ -54,9 +68,10 @@ class Build:
             if not self._is_usable():
                 self._journal.clear()
             self.done = {(e["split"], e["row"]): e for e in self._journal.entries if "row" in e}
-            for split, rows in self._rows.items():
-                if not self._has("closed", split):
-                    self.pools[split] = self._open_pool(split, rows)
+            for folder in self._folder.iterdir():
+                if _SHARDS_NAME.fullmatch(folder.name) and folder != self.shards:
+                    _remove_shards(folder)
+            self._open_pools()
         except BaseException:
             self._lock.close()
             raise
@@ -72,7 +87,7 @@ class Build:
         return {"stage": stage, "split": split} in self._journal.entries
 
     def _is_usable(self):
-        for split in self._rows:
+        for split in self.rows:
             if self._has("closed", split):
                 continue
             # HDF5 was changing the file: what came of it cannot be known.
@@ -80,13 +95,35 @@ class Build:
                 return False
         return True
 
+    def _open_pools(self):
+        for split, rows in self.rows.items():
+            if not self._has("closed", split):
+                self.pools[split] = self._open_pool(split, rows)
+
     def _open_pool(self, split, rows):
         if self._journal.entries:
             return Pool(self._path(split))
-        return create_pool(self._path(split), self._crops, self._image_size, rows)
+        return create_pool(self._path(split), self.crops, self.image_size, rows)
 
     def _path(self, split):
         return self._folder / f"{split}.h5"
+
+    @property
+    def shards(self):
+        """`Path` of the folder for shards, see `carflavor.data.shards`; it need not be there."""
+        return self._folder / self._shards_name
+
+    def gather(self, path, entries):
+        """Copies rows of a shard to their pool.
+
+        Args:
+            path: `Path` of the shard.
+            entries: List of what is known of its photos. Those with an `error` have no squares.
+        """
+        whole = [entry for entry in entries if "error" not in entry]
+        with Pool(path, read_only=True) as shard:
+            for entry in whole:
+                self.pools[entry["split"]].write(entry["row"], shard.read(entry["row"] % self.shard_size))
 
     def add(self, entries):
         """Notes photos that are in their pools, a list of dicts with `split`, `row` and what `done` holds."""
@@ -112,7 +149,7 @@ class Build:
 
     def _copy(self, split, pool, photos, class_names, settings):
         path = self._path(split)
-        with RecordWriter(path, self._crops, self._image_size, class_names, settings) as writer:
+        with RecordWriter(path, self.crops, self.image_size, class_names, settings) as writer:
             for photo in photos:
                 row = photo["row"]
                 writer.append(pool.read(row), *(photo[name] for name in ("label", "source", "size", "box")))
@@ -137,7 +174,18 @@ class Build:
             # Those that are not there any more have theirs, from a process that was killed here.
             if self._path(split).is_file():
                 os.replace(self._path(split), self._folder.parent / f"{split}.h5")
+        for folder in self._folder.parent.iterdir():
+            # Of earlier record files, which are replaced now.
+            if _SHARDS_NAME.fullmatch(folder.name) and not (self.keeps_shards and folder.name == self.shards.name):
+                shutil.rmtree(folder)
 
     def remove(self):
         """Removes the folder."""
+        if self.shards.is_dir():
+            _remove_shards(self.shards)
         shutil.rmtree(self._folder)
+
+
+def _remove_shards(folder):
+    # A task that was given up may be about to write its shard: then to nowhere.
+    shutil.rmtree(folder.rename(folder.parent / f"removed-{uuid.uuid4().hex}"))

@@ -19,6 +19,7 @@ class Pool:
 
     Args:
         path: Path of a file that `create_pool` has made.
+        read_only: Whether nothing is going to be written; the file may then be somebody else's.
 
     Attributes:
         path: As given.
@@ -31,8 +32,9 @@ class Pool:
         OSError: If there is no such file or HDF5 cannot read it.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, read_only=False):
         self.path = Path(path)
+        self._flags = os.O_RDONLY if read_only else os.O_RDWR
         with h5py.File(self.path, "r") as file:
             self.crops = tuple(crop for crop in CROPS if f"images/{crop}" in file)
             datasets = [file[f"images/{crop}"] for crop in self.crops]
@@ -92,10 +94,8 @@ class Pool:
         Returns:
             Int array (len(rows),): which row now lies at each place.
         """
-        order = np.arange(len(rows))
-        gaps = np.setdiff1d(order, rows, assume_unique=True)
-        order[gaps] = rows[rows >= len(rows)]
-        for gap in gaps:
+        order = order_closed_up(rows)
+        for gap in np.flatnonzero(order != np.arange(len(order))):
             for offsets in self._offsets:
                 self._write_at(offsets[gap], self._read_at(offsets[order[gap]]))
         return order
@@ -106,7 +106,7 @@ class Pool:
 
     def _open(self):
         if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDWR)
+            self._descriptor = os.open(self.path, self._flags)
         return self._descriptor
 
     def _write_at(self, offset, data):
@@ -117,6 +117,20 @@ class Pool:
 
     def _read_at(self, offset):
         return os.pread(self._open(), self.image_size * self.image_size * 3, int(offset))
+
+
+def order_closed_up(rows):
+    """Returns the order of rows in a record file: those of the front where they are, gaps filled with those behind it.
+
+    Args:
+        rows: Int array of the rows to keep, ascending.
+
+    Returns:
+        Int array (len(rows),): which row lies at each place.
+    """
+    order = np.arange(len(rows))
+    order[np.setdiff1d(order, rows, assume_unique=True)] = rows[rows >= len(rows)]
+    return order
 
 
 def create_pool(path, crops, image_size, rows):

@@ -8,6 +8,9 @@
     boxes        (N, 4) int32, 0-based half-open x1, y1, x2, y2 in the original photo
     settings     () str, JSON: format version, crop margin, interpolation, seed, source digest
 
+The images of a set too big for one file may be virtual datasets of HDF5 over shards beside the record file. A reader
+sees no difference, except that it has to be told of shards that it cannot read: HDF5 gives zeros for them.
+
 Datasets, not attributes: an attribute holds no more than 64 kB, too little for thousands of class names.
 """
 
@@ -16,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import uuid
 from pathlib import Path
 
@@ -25,6 +29,7 @@ import numpy as np
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 CROPS = ("box", "full")
+_OTHER_OPEN_FILES = 2000  # of a process with several record files open
 
 
 class RecordWriter:
@@ -142,6 +147,16 @@ def write_columns(file, labels, sources, sizes, boxes, class_names, settings):
     file.create_dataset("settings", data=settings, dtype=strings)
 
 
+def _allow_open_files(number):
+    """Has this process allowed to open some more files: of one that it may not open HDF5 gives zeros, too."""
+    needed = number + _OTHER_OPEN_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        if most != resource.RLIM_INFINITY and most < needed:
+            raise ValueError(f"its pixels in {number:,} shards where a process may open {most:,} files (ulimit -Hn)")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+
+
 class RecordFile:
     """A record file opened for reading; a context manager.
 
@@ -155,6 +170,7 @@ class RecordFile:
         sizes: (N, 2) int32, height and width of the original photos.
         boxes: (N, 4) int32.
         settings: Dict of what made the file.
+        shards: Set of the `Path`s of the files that its pixels are in; empty where they are in the file itself.
 
     Raises:
         ValueError: If the file is no record file or breaks the format; the message names it.
@@ -196,10 +212,22 @@ class RecordFile:
             if dtype != np.uint8:
                 raise ValueError(f"images/{crop} of {dtype}, not uint8")
             self.image_size = shape[1]
+        self._check_shards()
         if rows and not (0 <= self.labels.min() and self.labels.max() < len(self.class_names)):
             raise ValueError(
                 f"labels from {self.labels.min()} to {self.labels.max()} for {len(self.class_names)} classes"
             )
+
+    def _check_shards(self):
+        virtual = [self._file[f"images/{crop}"] for crop in self.crops if self._file[f"images/{crop}"].is_virtual]
+        names = {source.file_name for dataset in virtual for source in dataset.virtual_sources()}
+        # HDF5 looks there first, also where the file was opened through a link.
+        self.shards = {Path(os.path.realpath(self.path)).parent / name for name in names}
+        if missing := sorted(path for path in self.shards if not path.is_file()):
+            raise ValueError(
+                f"its pixels in {len(names):,} shards, without {missing[0]}; copy and move it together with its shards"
+            )
+        _allow_open_files(len(names))
 
     def __len__(self):
         return len(self.labels)

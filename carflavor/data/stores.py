@@ -12,6 +12,7 @@ from carflavor.data.urls import is_url
 
 # What is read at once, into memory. A photo of 200 million pixels is a third of it.
 MAX_READ_BYTES = 512_000_000
+_STAMPED_FILES = 16
 _ARCHIVE_ENDING = re.compile(r"\.(zip|tar|tgz|tar\.gz)$", re.IGNORECASE)
 # What Windows, macOS and network drives leave beside photos; in small letters. Hidden files are left out anyway.
 _CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "icon\r"}
@@ -95,6 +96,16 @@ class Store:
         for name in self.names:
             sha256.update(f"{name} {stamp(name)}\n".encode())
         return sha256.hexdigest()
+
+    def stamp(self):
+        """Returns what differs on a machine that sees other files or none there, as far as a few of them tell.
+
+        Of a URL None: it is the same everywhere.
+        """
+        if self._url:
+            return None
+        names = self.names[:: max(1, len(self.names) // _STAMPED_FILES)]
+        return _stamp(self._archive) if self._archive else tuple(map(self._files.stamp, names))
 
     def open(self, name):
         """Returns a seekable binary file; a context manager.
@@ -193,12 +204,8 @@ class _Folder:
                     yield from self._list(entry.path, f"{prefix}{entry.name}/", above | {real})
 
     def stamp(self, name):
-        """Returns size and time of the last change."""
-        try:
-            found = os.stat(os.path.join(self._path, name))
-        except OSError:
-            return None  # gone since it was listed
-        return found.st_size, found.st_mtime_ns
+        """Returns size and time of the last change, or None if it is gone since it was listed."""
+        return _stamp(os.path.join(self._path, name))
 
     def open(self, name):
         return open(os.path.join(self._path, name), "rb")
@@ -213,6 +220,14 @@ class _Folder:
                 return too_large or file.read()
         except OSError as error:
             return error
+
+
+def _stamp(path):
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _no_file(what):

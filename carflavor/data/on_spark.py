@@ -1,0 +1,216 @@
+"""Photos into rows of pools by a Spark cluster: each task decodes some of them into a shard, which is gathered here.
+
+To the workers go the names of photos, and by way of Spark nothing comes back: shards lie in a folder that all see.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+import uuid
+import zlib
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import cv2
+
+from carflavor.data.shards import PARTIAL, cut_shards, read_entries, write_shard
+from carflavor.spark import TaskError, ask_workers, cancel_job, run_tasks
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+# Network drives show a list of files that is this old, at most, with the settings they come with.
+_SECONDS_UNTIL_SEEN = 90
+
+
+class ShardWriter:
+    """What a task of Spark does, once it is pickled and there: `ShardWriter(...)(number)` writes a shard.
+
+    Args:
+        folder: Path of the folder for shards.
+        shards: List of pairs of `Shard` and the list of its tasks.
+        store: `carflavor.data.stores.Store` of the photos.
+        form: `crops`, `image_size` and `margin`, as `write_shard` takes them.
+    """
+
+    def __init__(self, folder, shards, store, form):
+        self._folder = os.fspath(folder)
+        # Each task is sent all of it, and opens no more than what it needs.
+        self._shards = [zlib.compress(pickle.dumps(shard), 1) for shard in shards]
+        self._store = SentStore(store)
+        self._form = form
+
+    def __call__(self, number):
+        _settle()
+        shard, tasks = pickle.loads(zlib.decompress(self._shards[number]))
+        store = self._store.open()
+        try:
+            write_shard(self._folder, shard, tasks, store, *self._form)
+        except OSError as error:
+            raise TaskError(f"worker {socket.gethostname()}: {self._folder}: {error.strerror or error}") from error
+        return shard.name
+
+
+class SentStore:
+    """A store on its way to a worker, which opens it once, whatever number of tasks it runs.
+
+    Args:
+        store: `carflavor.data.stores.Store`.
+    """
+
+    def __init__(self, store):
+        self._pickled = pickle.dumps(store)
+        self._key = hashlib.sha256(self._pickled).hexdigest()
+        self._place = store.place
+        self._stamp = store.stamp()
+
+    def open(self):
+        """Returns the store.
+
+        Raises:
+            TaskError: If its files are not here what they are where it was sent from.
+        """
+        if problem := self.find_problem():
+            raise TaskError(refuse_source(self._place, socket.gethostname(), problem))
+        return _open_once(self)
+
+    def find_problem(self):
+        """Returns what is wrong with its files on this machine, or None."""
+        try:
+            stamp = _open_once(self).stamp()
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None if stamp == self._stamp else "it does not see the same files there"
+
+    def __eq__(self, other):
+        return self._key == other._key
+
+    def __hash__(self):
+        return hash(self._key)
+
+
+@functools.lru_cache(1)
+def _open_once(sent):
+    return pickle.loads(sent._pickled)
+
+
+def refuse_source(place, host, problem):
+    """Returns the sentence for a source that is another one on a worker, or none."""
+    return f"source: expected a place that all workers of Spark see, got {place}; worker {host}: {problem}"
+
+
+def _settle():
+    """Makes the process of a worker what ours are."""
+    # One a core is threads enough.
+    cv2.setNumThreads(1)
+    if threading.current_thread() is threading.main_thread():
+        # Ctrl-C reaches a local cluster, too, and is for the process that waits for it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def check_source(spark, store):
+    """Refuses a source that workers cannot read as this machine does.
+
+    Args:
+        spark: Session.
+        store: `carflavor.data.stores.Store`.
+
+    Raises:
+        ValueError: If a worker sees none or other files, with its name.
+    """
+    for host, problem in ask_workers(spark, SentStore(store).find_problem):
+        if problem:
+            raise ValueError(refuse_source(store.place, host, problem))
+
+
+def decode_on_spark(spark, tasks, store, build, margin):
+    """Does what `carflavor.data.decoding.decode_photos` does on a Spark cluster.
+
+    What is left of an earlier run is gathered first. A shard is removed when the block that was handed its entries asks
+    for the next ones, or has ended; or is kept, if the build keeps shards.
+
+    Args:
+        spark: Session.
+        tasks: List of `carflavor.data.decoding.Task`.
+        store: `carflavor.data.stores.Store` of the photos.
+        build: `carflavor.data.build.Build` with `shards`.
+        margin: Pixels that boxes are widened by on each side.
+
+    Yields:
+        Lists of dicts, as `decode_photos` does; what they speak of is in its pool.
+
+    Raises:
+        ValueError: If the workers failed, in a sentence.
+    """
+    split_tasks = {}
+    for task in tasks:
+        split_tasks.setdefault((task.split, task.row // build.shard_size), []).append(task)
+    cuts = [shard for split, rows in build.rows.items() for shard in cut_shards(split, rows, build.shard_size)]
+    waiting = {
+        shard.name: (shard, split_tasks[key])
+        for shard in cuts
+        if (key := (shard.split, shard.first // build.shard_size)) in split_tasks
+    }
+    build.shards.mkdir(exist_ok=True)
+    _remove_partials(build.shards)
+    yield from _gather(build, waiting)
+    if not waiting:
+        return
+    form = build.crops, build.image_size, margin
+    writer, tag = ShardWriter(build.shards, list(waiting.values()), store, form), f"carflavor-{uuid.uuid4().hex}"
+    with ThreadPoolExecutor(1) as executor:
+        # In another thread: it waits for the last task, while this one gathers, and can be interrupted.
+        job = executor.submit(run_tasks, spark, writer, len(waiting), tag)
+        try:
+            while not wait([job], _SECONDS_BETWEEN_LOOKS).done:
+                yield from _gather(build, waiting)
+            # Of a job that failed as well: what is done is done.
+            yield from _gather(build, waiting)
+            job.result()
+            yield from _gather_late(build, waiting)
+        finally:
+            if not job.done():
+                with contextlib.suppress(Exception):
+                    spark.sparkContext.setLogLevel("OFF")  # each task would complain
+                cancel_job(spark, tag, job)
+    _remove_partials(build.shards)
+
+
+def _gather(build, waiting):
+    """Yields what is known of the photos of shards that are there, and takes these from those that are waited for."""
+    for name in sorted(waiting.keys() & set(os.listdir(build.shards))):
+        _, tasks = waiting.pop(name)
+        path, is_kept = build.shards / name, False
+        # Of an earlier run it may hold more than is to be done.
+        rows = {task.row for task in tasks}
+        entries = [entry for entry in read_entries(path) if entry["row"] in rows]
+        try:
+            build.gather(path, entries)
+            yield entries
+            is_kept = build.keeps_shards
+        finally:
+            # Also where it was refused: the next run then reads the photos again.
+            if not is_kept:
+                path.unlink()
+
+
+def _gather_late(build, waiting):
+    """Gathers what was written by the last tasks, and which a network drive may show a while later."""
+    deadline = time.monotonic() + _SECONDS_UNTIL_SEEN
+    while waiting:
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"out: expected {build.shards / min(waiting)}, which a worker of Spark wrote, got nothing; "
+                f"is the folder the same on all machines?"
+            )
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        yield from _gather(build, waiting)
+
+
+def _remove_partials(folder):
+    """Removes what tasks have left that were lost."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        path.unlink(missing_ok=True)
