@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -124,14 +126,14 @@ def run_tasks(spark, function, count, tag=None):
             yield pd.DataFrame({"number": batch["id"], "result": [function(number) for number in batch["id"].tolist()]})
 
     if tag:
-        spark.addTag(tag)
+        _tagging(spark).add(tag)
     try:
         rows = spark.range(0, count, 1, count).mapInPandas(run, "number long, result string").collect()
     except Exception as error:
-        raise ValueError(f"master: {_explain(error)}") from error
+        raise ValueError(_explain(error)) from error
     finally:
         if tag:
-            spark.removeTag(tag)
+            _tagging(spark).remove(tag)
     return [row.result for row in sorted(rows, key=lambda row: row.number)]
 
 
@@ -145,19 +147,37 @@ def cancel_job(spark, tag, job):
     """
     # More than once: the job may not have begun.
     while not job.done():
-        spark.interruptTag(tag)
+        _tagging(spark).cancel(tag)
         with contextlib.suppress(Exception):
             job.result(_SECONDS_BETWEEN_CANCELS)
 
 
+def _tagging(spark):
+    """Returns a `_Tagging` of a session."""
+    try:
+        context = spark.sparkContext
+    except AttributeError:  # which a session on another machine does not have
+        return _Tagging(spark.addTag, spark.removeTag, spark.interruptTag)
+    # Not those of the session here either: they do not reach the jobs of `collect` (Spark 4.3).
+    return _Tagging(context.addJobTag, context.removeJobTag, context.cancelJobsWithTag)
+
+
+class _Tagging(NamedTuple):
+    add: Callable
+    remove: Callable
+    cancel: Callable
+
+
 def _explain(error):
     """Returns the sentence in what Spark raises, in which Python's traceback stands inside Java's."""
-    text = re.split(r"\n\s+at ", str(error))[0]
+    text = re.split(r"\n\s+at ", str(error))[0].strip()
     if said := re.findall(rf"^(?:[\w.]+\.)?{TaskError.__name__}: (.+)$", text, re.MULTILINE):
         return said[-1]
-    if said := re.findall(r"^(?:[\w.]+\.)?\w+(?:Error|Exception|Interrupt): .+$", text, re.MULTILINE):
-        return f"a task failed on a worker: {said[-1]}"
-    return f"Spark failed: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}"
+    if said := re.findall(r"^(?:[\w.]+\.)?\w+(?:Error|Interrupt): .+$", text, re.MULTILINE):
+        return f"master: a task failed on a worker: {said[-1]}"
+    # After py4j's line, of the call, comes Spark's own.
+    lines = [line for line in text.splitlines() if not line.startswith("An error occurred while calling")]
+    return f"master: Spark failed: {lines[0].removeprefix(': ') if lines else type(error).__name__}"
 
 
 def ask_workers(spark, function):

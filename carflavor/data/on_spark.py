@@ -176,7 +176,6 @@ def decode_on_spark(spark, tasks, store, build, margin):
                 with contextlib.suppress(Exception):
                     spark.sparkContext.setLogLevel("OFF")  # each task would complain
                 cancel_job(spark, tag, job)
-    _remove_partials(build.shards)
 
 
 def _gather(build, waiting):
