@@ -18,6 +18,7 @@ from carflavor.report.photos import (
     overlay_heat,
     photo_grid_figure,
     photo_pairs_figure,
+    unsquash,
 )
 from carflavor.report.probabilities import rejection_figure, reliability_figure
 
@@ -40,6 +41,7 @@ __all__ = [
     "rejection_figure",
     "reliability_figure",
     "render_report",
+    "unsquash",
     "write_json",
     "write_report",
 ]

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from carflavor.image import cut_out
@@ -10,7 +9,7 @@ from carflavor.measures import Comparison, Measurement, Rejection, count_confusi
 from carflavor.report.classes import class_bars_figure, confusion_figure
 from carflavor.report.comparison import comparison_figure
 from carflavor.report.page import Section
-from carflavor.report.photos import ConfusedPair, confused_pairs_figure, overlay_heat, photo_grid_figure
+from carflavor.report.photos import ConfusedPair, confused_pairs_figure, overlay_heat, photo_grid_figure, unsquash
 from carflavor.report.probabilities import rejection_figure, reliability_figure
 
 _CONFUSED_PAIRS = 10
@@ -123,9 +122,7 @@ def _read_photo(records, crop, row):
     # Only the shape is of interest: these pixels take no memory.
     whole = np.broadcast_to(np.uint8(0), records.sizes[row])
     view = cut_out(whole, records.boxes[row], records.settings["crop_margin"]) if crop == "box" else whole
-    scale = records.image_size / max(view.shape)
-    height, width = (max(1, round(scale * side)) for side in view.shape)
-    return cv2.resize(records.images(crop)[row], (width, height), interpolation=cv2.INTER_AREA)
+    return unsquash(records.images(crop)[row], view.shape)
 
 
 def _pick_pairs(findings, records, predictions):

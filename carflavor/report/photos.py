@@ -180,6 +180,21 @@ def _place_outline(side, whole, corners):
     return first, last, max(0, -first), max(0, last + 1 - side)
 
 
+def unsquash(square, size):
+    """Gives a stored square the proportions that it was squashed from.
+
+    Args:
+        square: uint8 RGB array of shape `(S, S, 3)`.
+        size: Height and width of what it shows, in any unit.
+
+    Returns:
+        uint8 RGB array in these proportions, whose longer side is S.
+    """
+    scale = len(square) / max(size)
+    height, width = (max(1, round(scale * side)) for side in size)
+    return cv2.resize(square, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def overlay_heat(photo, heat):
     """Lays a heat map over a photo, which stays as it is where the map is cold.
 
