@@ -40,6 +40,7 @@ def train_types():
         # What is auto is taken from the preset.
         **{name: OrWord("auto", click_type) for name, click_type in recipe.items()},
         "validation": click.Choice(["hold_out", "train"]),
+        "augmented": click.BOOL,
         "temperature": OrWord("fit", click.FloatRange(0, min_open=True)),
         "devices": click.IntRange(1),
         "resume": click.BOOL,

@@ -341,7 +341,7 @@ def open_split(data, split, parameter="data"):
 
     Args:
         data: `sample`, or a folder with record files as path or URI.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation`, `test`, or `carflavor.data.records.AUGMENTED`.
         parameter: What the user calls it.
 
     Returns:
@@ -350,7 +350,8 @@ def open_split(data, split, parameter="data"):
     folder = sample_records() if data == "sample" else resolve_input(data, parameter, [f"{split}.h5"])
     path = Path(folder) / f"{split}.h5"
     if not path.is_file():
-        raise ValueError(f"{parameter}: expected {path}, which preprocess writes, got nothing")
+        writer = "augment" if split == records.AUGMENTED else "preprocess"
+        raise ValueError(f"{parameter}: expected {path}, which {writer} writes, got nothing")
     file = records.RecordFile(path)
     missing = {"source", "crop_margin"} - set(file.settings)
     if missing:

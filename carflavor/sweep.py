@@ -136,7 +136,10 @@ def _look_at_data(config, settings, ranges):
         "ranges": {name: json.loads(distribution_to_json(ranges[name]))["attributes"] for name in ranges},
     }
     mlflow.log_dict(said, "resolved_config.json")
-    with open_split(config.data, "train") as training, open_split(config.data, "validation") as validation:
+    with (
+        open_split(config.data, settings.training_split) as training,
+        open_split(config.data, "validation") as validation,
+    ):
         mlflow.set_tag(tracking.DATA_TAG, training.settings["source"])
         # By this MLflow knows the files before the trials do: two at the same time would both make them known, and one
         # of them would fail.

@@ -21,7 +21,7 @@ from carflavor.calibration import fit_temperature, fold_temperature
 from carflavor.callbacks import AskWhetherToStop, EpochMetrics, KeepEpoch, Progress, Validation
 from carflavor.data.batches import PhotoBatches, SquashedBatches
 from carflavor.data.locations import resolve_input
-from carflavor.data.records import CROPS
+from carflavor.data.records import AUGMENTED, CROPS
 from carflavor.data.sources import EMBEDDED_SAMPLE
 from carflavor.learner import (
     Learner,
@@ -79,6 +79,7 @@ class TrainConfig:
         precision: `float32` or `mixed_bfloat16`. The model that is kept computes in float32.
         validation: `hold_out` validates on the validation split and keeps the best epoch; `train` learns from it, too,
             and keeps the last epoch: for the final training, when all settings are chosen.
+        augmented: Whether to learn from `train-augmented.h5`, which `augment` writes there, in the place of `train.h5`.
         temperature: What the logits are divided by in the model that is kept, so that its probabilities are honest: a
             number, or `fit` for the one that fits the validation photos best.
         devices: Number of GPUs, or of logical CPUs where there is no GPU, of this machine to share each batch.
@@ -111,6 +112,7 @@ class TrainConfig:
     class_weights: str = "auto"
     precision: str = "auto"
     validation: str = "hold_out"
+    augmented: bool = False
     temperature: float | str = "fit"
     devices: int = 1
     resume: bool = True
@@ -130,6 +132,11 @@ class TrainConfig:
         if config.input_size == "auto":
             config = replace(config, input_size=NETWORKS[config.network].input_size)
         return config
+
+    @property
+    def training_split(self):
+        """Name of the record file to learn from."""
+        return AUGMENTED if self.augmented else "train"
 
     @property
     def train_size(self):
@@ -163,9 +170,11 @@ def train(config, on_epoch=None):
         mlflow.log_dict(asdict(config), "resolved_config.json")
         # `mlflow run` logs what was typed, `auto` for most: nothing to compare runs by.
         mlflow.log_params({f"used_{name}": getattr(config, name) for name in PRESETS[config.preset]})
-        training = stack.enter_context(open_split(config.data, "train"))
+        training = stack.enter_context(open_split(config.data, config.training_split))
         validation = stack.enter_context(open_split(config.data, "validation"))
         _check_data(training, validation)
+        if config.augmented:
+            _check_copies(training, validation)
         mlflow.set_tag(tracking.RECORDS_TAG, tracking.records_address(config.data, training))
         _say_what_it_learns_from(training)
         hold_out = config.validation == "hold_out"
@@ -237,6 +246,16 @@ def _check_data(training, validation):
         )
 
 
+def _check_copies(training, validation):
+    # preprocess may have drawn another split since they were made.
+    if learned := set(training.sources) & set(validation.sources):
+        raise ValueError(
+            f"{training.path}: expected copies of the photos that are in train.h5 now, got {len(learned):,} photos of "
+            f"{validation.path.name}, such as {min(learned)}: run augment again"
+        )
+    _logger.info("%s photos to learn from, copies by augment among them", f"{len(training):,}")
+
+
 def _choose_crops(choice, files):
     if choice != "mixed":
         return (choice,)
@@ -261,7 +280,7 @@ def _say_what_it_learns_from(training):
 def _name_of(config, files, network):
     # Neither where the data and the first weights come from nor what happens after the last epoch changes what is
     # learned.
-    without = ("data", "preset", "weights", "resume", "temperature")
+    without = ("data", "augmented", "preset", "weights", "resume", "temperature")
     settings = {name: value for name, value in asdict(config).items() if name not in without}
     return checkpoint.digest(settings, files, network.get_weights())
 

@@ -4,7 +4,10 @@ from carflavor.command import StepCommand
 from carflavor.parameters import train_types
 from carflavor.train import TrainConfig, train
 
-_HELP = {"data": "Folder of record files, or sample."}
+_HELP = {
+    "data": "Folder of record files, or sample.",
+    "augmented": "Learn from train-augmented.h5, as augment writes it.",
+}
 
 
 def train_options(function):

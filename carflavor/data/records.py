@@ -28,6 +28,7 @@ import numpy as np
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
+AUGMENTED = "train-augmented"  # the training split with copies, beside it
 CROPS = ("box", "full")
 _OTHER_OPEN_FILES = 2000  # of a process with several record files open
 
