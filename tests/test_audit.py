@@ -142,7 +142,7 @@ def test_what_is_found(spoiled, tmp_path):
             photo("cars_train/02.jpg", RAM, group=2, bits=0, **same),
             photo("cars_test/2.jpg", "Škoda", group=2, **mirrored),
         ],
-        "extension": [photo("cars_train/04 png.jpg", RAM, detail="is a PNG")],
+        "extension": [photo("cars_train/04 png.jpg", RAM, detail="is in fact PNG")],
         "tiny": [photo("cars_train/05 tiny.jpg", "Škoda", detail="5 x 5 px")],
         "grey": [photo("cars_train/06 grey.jpg", RAM, detail="1 of 5 of its class")],
     }

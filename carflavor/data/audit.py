@@ -158,16 +158,6 @@ def say_counts(findings):
     return ", ".join(f"{kind} {len(items):,}" for kind, items in findings.items() if items) or "nothing"
 
 
-def _count_photos(splits, dataset, facts):
-    """Returns the number of photos that can be read in each class, a dict of split -> list of int."""
-    readable = {photo.name for photo, known in zip(dataset.photos, facts, strict=True) if "error" not in known}
-    counts = {}
-    for split, photos in splits.items():
-        labels = [photo.label for photo in photos if photo.name in readable]
-        counts[split] = np.bincount(np.array(labels, int), minlength=len(dataset.class_names)).tolist()
-    return counts
-
-
 def find_all(dataset, splits, facts, groups, names):
     """Looks for everything that may be wrong with a dataset.
 
@@ -236,6 +226,16 @@ def summarise(dataset, splits, facts, findings):
     }
 
 
+def _count_photos(splits, dataset, facts):
+    """Returns the number of photos that can be read in each class, a dict of split -> list of int."""
+    readable = {photo.name for photo, known in zip(dataset.photos, facts, strict=True) if "error" not in known}
+    counts = {}
+    for split, photos in splits.items():
+        labels = [photo.label for photo in photos if photo.name in readable]
+        counts[split] = np.bincount(np.array(labels, int), minlength=len(dataset.class_names)).tolist()
+    return counts
+
+
 def _differ(group):
     return len({item["class"] for item in group}) > 1
 
@@ -251,7 +251,7 @@ def _check_photo(row, is_missing):
             yield "truncated", {"detail": known["error"]}
     # Of a photo inside a table, the name is only a name.
     if row.photo.row is None and known.get("format") and not is_named_as(row.photo.file, known["format"]):
-        yield "extension", {"detail": f"is a {known['format']}"}
+        yield "extension", {"detail": f"is in fact {known['format']}"}
     wrong = box and _judge_box(box, size)
     if wrong:
         yield "box", {"detail": wrong, "box": list(box), "size": size}

@@ -131,11 +131,11 @@ def _draw_pair(kind, pair, thumbnails):
 
 
 def _tabulate(first, second):
-    # The captions again, as text that can be copied.
+    # As in the captions, but as text that can be copied.
     return {
-        "photo": f"{first['split']}: {first['photo']}",
+        "photo": first["photo"],
         "its class": first["class"],
-        "like": f"{second['split']}: {second['photo']}",
+        "like": second["photo"],
         "class of that": second["class"],
     }
 
