@@ -1,6 +1,7 @@
 """A real Spark standalone cluster on this machine: a master and workers in sessions of their own. For tests, too."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from measuring import find_free_port, processes_of_session
 
 _SPARK = Path(pyspark.__file__).parent
 _SECONDS_TO_START = 90
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Daemon:
@@ -35,7 +37,15 @@ class Daemon:
         }
         command = [*before, _SPARK / "bin" / "spark-class", *arguments]
         with open(log, "wb") as file:
-            self._process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+            self._process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=file,
+                env=environment,
+                start_new_session=True,
+                # Out of reach of a Ctrl-C, it would outlive whoever cannot end it any more.
+                preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+            )
 
     def wait_for(self, text):
         """Waits until it has printed a text."""

@@ -61,9 +61,9 @@ def draw_photos(folder, number, side):
         path.write_bytes(encode_jpeg(photo))
 
 
-def contestant(kind, **settings):
+def contestant(kind, script="preprocess_contestants.py", **settings):
     """Returns a process that measures, ready for its first round."""
-    command = [sys.executable, str(FOLDER / "preprocess_contestants.py"), kind, json.dumps(settings)]
+    command = [sys.executable, str(FOLDER / script), kind, json.dumps(settings)]
     process = Contestant(kind, command, {"PYTHONPATH": str(FOLDER.parent)})
     process.wait_until_ready()
     return process

@@ -34,12 +34,23 @@ def prepare_bare(source, image_size):
     return {"photos": len(paths)}, measure_round
 
 
+def time_preprocess(source, image_size, **options):
+    """Returns the seconds of the step without its MLflow run, whose files are removed; with crop=full."""
+    out = tempfile.mkdtemp()
+    started = time.perf_counter()
+    try:
+        write_records(PreprocessConfig(source=source, crop="full", image_size=image_size, out=out, **options))
+        return time.perf_counter() - started
+    finally:
+        shutil.rmtree(out)
+
+
 def prepare_ours(source, image_size, workers):
     """Prepares rounds of the step without its MLflow run."""
     number = len(list(Path(source).rglob("*.jpg")))
 
     def measure_round():
-        out, ended, peak = tempfile.mkdtemp(), threading.Event(), [0]
+        ended, peak = threading.Event(), [0]
 
         def watch():
             while not ended.wait(_SECONDS_A_SAMPLE):
@@ -47,14 +58,11 @@ def prepare_ours(source, image_size, workers):
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        started = time.perf_counter()
         try:
-            write_records(PreprocessConfig(source=source, crop="full", image_size=image_size, workers=workers, out=out))
-            return number / (time.perf_counter() - started), peak[0]
+            return number / time_preprocess(source, image_size, workers=workers), peak[0]
         finally:
             ended.set()
             watcher.join()
-            shutil.rmtree(out)
 
     return {"photos": number}, measure_round
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,25 +114,32 @@ def test_killed_it_goes_on_with_the_shards_that_are_whole(cars, expected, cluste
     assert not (out / WORK_FOLDER).exists()
 
 
-@pytest.mark.parametrize("hidden", ["out", "source"])
-def test_a_worker_that_does_not_see_a_folder_is_named_before_any_work(cars, cluster, tmp_path, hidden):
+def test_a_worker_that_does_not_see_a_folder_is_named_before_any_work(cars, cluster, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    folder = out if hidden == "out" else cars
-    # A machine without the shared drive: it has an empty folder in its place.
-    script = 'mount -t tmpfs none "$0" && exec "$@"'
+    # A machine without the shared drives: it has empty folders in their places.
+    script = 'mount -t tmpfs none "$0" && mount -t tmpfs none "$1" && shift && exec "$@"'
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    worker = cluster.start_worker(["unshare", *as_root, "--mount", "sh", "-c", script, folder])
+    worker = cluster.start_worker(["unshare", *as_root, "--mount", "sh", "-c", script, out, cars])
     try:
         worker.wait_for("Successfully registered")
-        with pytest.raises(ValueError) as error:
-            write(cars, out, image_size=32, master=cluster.master)
+        with open_session(cluster.master, "test") as session:
+            with pytest.raises(ValueError) as out_error:
+                write(cars, out, image_size=32, master=cluster.master)
+            with pytest.raises(ValueError) as source_error:
+                check_source(session, Store(cars))
     finally:
         worker.kill()
         cluster.workers.remove(worker)
-    assert str(error.value).startswith(f"{hidden}: expected a ")
-    assert f", got {folder}; worker " in str(error.value)
-    assert str(error.value).count("\n") == 0
+    host = socket.gethostname()
+    assert str(out_error.value) == (
+        f"out: expected a folder that this machine and all workers of Spark share, got {out}; "
+        f"worker {host}: it does not see what is there"
+    )
+    assert str(source_error.value) == (
+        f"source: expected a place that all workers of Spark see, got {cars}; "
+        f"worker {host}: it does not see the same files there"
+    )
     assert os.listdir(out) == []
 
 
@@ -240,7 +248,12 @@ def test_a_disk_that_takes_nothing_is_told_in_a_sentence(few_cars, local_session
         run_tasks(local_session, writer, 1)
 
 
-def test_shards_without_spark():
+def test_without_a_master_no_pyspark_is_needed(clean_environment):
+    code = "import sys; sys.modules['pyspark'] = None; import carflavor.preprocess"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean_environment, check=True)
+
+
+def test_gather_is_for_spark():
     with pytest.raises(ValueError, match="^Expected a Spark master where gather=false.* Received: master=''$"):
         write("sample", "nowhere", gather=False)
 
