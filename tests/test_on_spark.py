@@ -159,7 +159,7 @@ def test_a_worker_that_is_killed_half_way_is_done_without(cars, expected, cluste
     assert not (out / WORK_FOLDER).exists()
 
 
-def test_shards_that_are_kept(few_cars, few_expected, local_session, tmp_path):
+def test_shards_that_are_kept(few_cars, few_expected, local_session, tmp_path, clean_environment):
     out = tmp_path / "out"
     write(few_cars, out, image_size=32, master="local[2]", gather=False)
     assert digests(out) == few_expected
@@ -179,6 +179,11 @@ def test_shards_that_are_kept(few_cars, few_expected, local_session, tmp_path):
     missing = tmp_path / folder.name / "test-000000000.h5"
     with pytest.raises(ValueError, match=f"its pixels in 1 shards, without {missing}; copy and move it together"):
         RecordFile(tmp_path / "test.h5")
+    # As they would be for a process that may not open all shards.
+    code = "import sys; from carflavor.data.records import RecordFile; RecordFile(sys.argv[1])"
+    command = ["sh", "-c", 'ulimit -n 200 && exec "$@"', "sh", sys.executable, "-c", code, out / "test.h5"]
+    refused = subprocess.run(command, cwd=ROOT, env=clean_environment, capture_output=True, text=True)
+    assert "its pixels in 1 shards, too many for the 200 files that a process may open" in refused.stderr
     # The next record files leave none of them behind.
     write(few_cars, out, image_size=32)
     assert digests(out) == few_expected

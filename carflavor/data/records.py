@@ -30,7 +30,8 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 AUGMENTED = "train-augmented"  # the training split with copies, beside it
 CROPS = ("box", "full")
-_OTHER_OPEN_FILES = 2000  # of a process with several record files open
+_MAX_OPEN_FILES = 65536
+_OTHER_OPEN_FILES = 256  # of a process
 
 
 class RecordWriter:
@@ -149,13 +150,16 @@ def write_columns(file, labels, sources, sizes, boxes, class_names, settings):
 
 
 def _allow_open_files(number):
-    """Has this process allowed to open some more files: of one that it may not open HDF5 gives zeros, too."""
-    needed = number + _OTHER_OPEN_FILES
+    """Has this process allowed to open as many files as it may: for one that it cannot open HDF5 gives zeros, too."""
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit != resource.RLIM_INFINITY and limit < needed:
-        if most != resource.RLIM_INFINITY and most < needed:
-            raise ValueError(f"its pixels in {number:,} shards where a process may open {most:,} files (ulimit -Hn)")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+    if limit == resource.RLIM_INFINITY:
+        return
+    allowed = max(limit, _MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _MAX_OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    if allowed < number + _OTHER_OPEN_FILES:
+        raise ValueError(
+            f"its pixels in {number:,} shards, too many for the {allowed:,} files that a process may open (ulimit -Hn)"
+        )
 
 
 class RecordFile:
@@ -228,7 +232,8 @@ class RecordFile:
             raise ValueError(
                 f"its pixels in {len(names):,} shards, without {missing[0]}; copy and move it together with its shards"
             )
-        _allow_open_files(len(names))
+        if names:
+            _allow_open_files(len(names))
 
     def __len__(self):
         return len(self.labels)
