@@ -15,7 +15,7 @@ from carflavor.limits import count_cores
 _PHOTOS_AT_ONCE = 16
 _LEAST_SIDE_TO_HASH = 128  # pixels; the hash is of 32 x 32
 _SIDE_WITHOUT_POOL = 256  # pixels: as preprocess stores them by default, so that hashes are the same
-_PHOTOS_A_PROCESS = 1000  # to start one takes two seconds, in which another one decodes as many
+_PHOTOS_A_PROCESS = 3000  # small ones, which one decodes in the two seconds that another takes to start
 
 
 @dataclass(frozen=True)
