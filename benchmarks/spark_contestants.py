@@ -1,9 +1,9 @@
 """Who `spark.py` measures beside bare loops: the step in one process and on a cluster. That script starts them."""
 
-import contextlib
 import json
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 
 from measuring import answer_rounds
@@ -12,6 +12,7 @@ from preprocess_contestants import time_preprocess
 import carflavor.preprocess
 from carflavor.spark import open_session
 
+_sessions = ExitStack()  # not a local one, with which they would go
 _decode = carflavor.preprocess._decode
 
 
@@ -32,9 +33,8 @@ def prepare(source, image_size, warm_up, **options):
         seconds.append(time.perf_counter() - started)
 
     carflavor.preprocess._decode = decode
-    stack = contextlib.ExitStack()
     if "master" in options:
-        stack.enter_context(open_session(options["master"], "benchmark"))
+        _sessions.enter_context(open_session(options["master"], "benchmark"))
     time_preprocess(warm_up, image_size, **options)
 
     def measure_round():
