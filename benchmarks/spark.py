@@ -35,6 +35,8 @@ from measuring import Contestant, describe_machine
 from preprocess import IMAGE_SIZE, SIZES, contestant, draw_photos, say
 
 _WARM_UP_PHOTOS = 400
+_DRAWN = SIZES["medium"][1] // 16
+_NAMES = 16  # of a photo, which takes thirty times as long to draw as to decode
 
 
 def link_photos(folder, target, copies):
@@ -88,21 +90,23 @@ def compare(figures, ending=""):
 
 
 @click.command()
-@click.option("--number", default=2000, show_default=True, type=click.IntRange(100), help="Drawn photos.")
-@click.option("--copies", default=10, show_default=True, type=click.IntRange(1), help="Names of each of them.")
+@click.option(
+    "--number", default=SIZES["medium"][1] // _NAMES, show_default=True, type=click.IntRange(100), help="Drawn photos."
+)
+@click.option("--names", default=_NAMES, show_default=True, type=click.IntRange(1), help="Names of each of them.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-def main(number, copies, rounds):
+def main(number, names, rounds):
     """Measures photos a second of preprocess on Spark."""
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         draw_photos(folder / "drawn", number, SIZES["medium"][0])
         draw_photos(folder / "warm up", _WARM_UP_PHOTOS, SIZES["small"][0])
-        link_photos(folder / "drawn", folder / "photos", copies)
-        rates = measure(folder, folder / "photos", folder / "warm up", number * copies, rounds)
+        link_photos(folder / "drawn", folder / "photos", names)
+        rates = measure(folder, folder / "photos", folder / "warm up", number * names, rounds)
     figures = {name: median(values) for name, values in rates.items()}
     line = compare(figures) | {"decoding": compare(figures, "_decoding"), "figures": figures}
-    click.echo(json.dumps(line | {"photos": number * copies, "rounds": rounds, "machine": machine}))
+    click.echo(json.dumps(line | {"photos": number * names, "rounds": rounds, "machine": machine}))
 
 
 if __name__ == "__main__":
