@@ -13,10 +13,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import pandas as pd
 
 import carflavor
@@ -135,6 +137,40 @@ def run_tasks(spark, function, count, tag=None):
         if tag:
             _tagging(spark).remove(tag)
     return [row.result for row in sorted(rows, key=lambda row: row.number)]
+
+
+@contextlib.contextmanager
+def running_tasks(spark, function, count):
+    """Has the workers run tasks while the block goes on, which can tell of them; what is left at its end is cancelled.
+
+    Args:
+        spark: Session.
+        function: As `run_tasks` takes it.
+        count: Likewise.
+
+    Yields:
+        `concurrent.futures.Future` of `run_tasks`.
+    """
+    tag = f"carflavor-{uuid.uuid4().hex}"
+    # In another thread: it waits for the last task, while this one goes on, and can be interrupted.
+    with ThreadPoolExecutor(1) as executor:
+        job = executor.submit(run_tasks, spark, function, count, tag)
+        try:
+            yield job
+        finally:
+            if not job.done():
+                with contextlib.suppress(Exception):
+                    spark.sparkContext.setLogLevel("OFF")  # each task would complain
+                cancel_job(spark, tag, job)
+
+
+def settle_task():
+    """Makes the process of a task what those of one machine are."""
+    # One a core is threads enough.
+    cv2.setNumThreads(1)
+    if threading.current_thread() is threading.main_thread():
+        # Ctrl-C reaches a local cluster, too, and is for the process that waits for it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def cancel_job(spark, tag, job):

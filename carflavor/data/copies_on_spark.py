@@ -1,15 +1,9 @@
 """Shards of copies by a Spark cluster. Numbers of shards go to the workers, and nothing but their names comes back."""
 
-import contextlib
-import signal
-import threading
-import uuid
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from functools import partial
 
-import cv2
-
-from carflavor.spark import cancel_job, run_tasks
+from carflavor.spark import running_tasks, settle_task
 
 _SECONDS_BETWEEN_LOOKS = 1
 
@@ -26,32 +20,21 @@ def write_shards_on_spark(spark, copying, numbers, on_shards):
     Raises:
         ValueError: If a task failed as often as Spark tries again.
     """
-    waiting, tag = set(numbers), f"carflavor-{uuid.uuid4().hex}"
+    waiting = set(numbers)
 
     def look():
         written = {number for number in waiting if copying.find_shard(number).is_file()}
         waiting.difference_update(written)
         on_shards(written)
 
-    # In another thread: it waits for the last task, while this one tells of each, and can be interrupted.
-    with ThreadPoolExecutor(1) as executor:
-        job = executor.submit(run_tasks, spark, partial(_write_shard, copying, numbers), len(numbers), tag)
-        try:
-            while not wait([job], _SECONDS_BETWEEN_LOOKS).done:
-                look()
-            job.result()
+    with running_tasks(spark, partial(_write_shard, copying, numbers), len(numbers)) as job:
+        while not wait([job], _SECONDS_BETWEEN_LOOKS).done:
             look()
-        finally:
-            if not job.done():
-                with contextlib.suppress(Exception):
-                    spark.sparkContext.setLogLevel("OFF")  # each task would complain
-                cancel_job(spark, tag, job)
+        job.result()
+        look()
 
 
 def _write_shard(copying, numbers, place):
-    if threading.current_thread() is threading.main_thread():
-        # Ctrl-C reaches a local cluster, too, and is for the process that waits for it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)  # one a core is threads enough
+    settle_task()
     copying.write_shard(numbers[place])
     return str(numbers[place])

@@ -3,23 +3,17 @@
 To the workers go the names of photos, and by way of Spark nothing comes back: shards lie in a folder that all see.
 """
 
-import contextlib
 import functools
 import hashlib
 import os
 import pickle
-import signal
 import socket
-import threading
 import time
-import uuid
 import zlib
-from concurrent.futures import ThreadPoolExecutor, wait
-
-import cv2
+from concurrent.futures import wait
 
 from carflavor.data.shards import PARTIAL, cut_shards, read_entries, write_shard
-from carflavor.spark import TaskError, ask_workers, cancel_job, run_tasks
+from carflavor.spark import TaskError, ask_workers, running_tasks, settle_task
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 # Network drives show a list of files that is this old, at most, with the settings they come with.
@@ -44,7 +38,7 @@ class ShardWriter:
         self._form = form
 
     def __call__(self, number):
-        _settle()
+        settle_task()
         shard, tasks = pickle.loads(zlib.decompress(self._shards[number]))
         store = self._store.open()
         try:
@@ -102,15 +96,6 @@ def refuse_source(place, host, problem):
     return f"source: expected a place that all workers of Spark see, got {place}; worker {host}: {problem}"
 
 
-def _settle():
-    """Makes the process of a worker what ours are."""
-    # One a core is threads enough.
-    cv2.setNumThreads(1)
-    if threading.current_thread() is threading.main_thread():
-        # Ctrl-C reaches a local cluster, too, and is for the process that waits for it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def check_source(spark, store):
     """Refuses a source that workers cannot read as this machine does.
 
@@ -160,22 +145,14 @@ def decode_on_spark(spark, tasks, store, build, margin):
     if not waiting:
         return
     form = build.crops, build.image_size, margin
-    writer, tag = ShardWriter(build.shards, list(waiting.values()), store, form), f"carflavor-{uuid.uuid4().hex}"
-    with ThreadPoolExecutor(1) as executor:
-        # In another thread: it waits for the last task, while this one gathers, and can be interrupted.
-        job = executor.submit(run_tasks, spark, writer, len(waiting), tag)
-        try:
-            while not wait([job], _SECONDS_BETWEEN_LOOKS).done:
-                yield from _gather(build, waiting)
-            # Of a job that failed as well: what is done is done.
+    writer = ShardWriter(build.shards, list(waiting.values()), store, form)
+    with running_tasks(spark, writer, len(waiting)) as job:
+        while not wait([job], _SECONDS_BETWEEN_LOOKS).done:
             yield from _gather(build, waiting)
-            job.result()
-            yield from _gather_late(build, waiting)
-        finally:
-            if not job.done():
-                with contextlib.suppress(Exception):
-                    spark.sparkContext.setLogLevel("OFF")  # each task would complain
-                cancel_job(spark, tag, job)
+        # Of a job that failed as well: what is done is done.
+        yield from _gather(build, waiting)
+        job.result()
+        yield from _gather_late(build, waiting)
 
 
 def _gather(build, waiting):
