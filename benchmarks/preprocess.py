@@ -11,7 +11,7 @@ It takes some minutes. Nothing else should run on the machine. Contestants, on t
 - bare_all: as many bare loops as cores, started together
 
 The photos are drawn ones in three sizes, with 0.2 to 0.3 bytes a pixel as real ones have, or a folder's. The first keys
-of the JSON line at the end are, for photos of 640 pixels or the folder's,
+of the JSON line at the end are, for photos of 700 pixels or the folder's,
 
 - one_worker_over_bare: ours_1 over bare, photos a second. At least 0.9.
 - all_over_parallel_bare: ours_all over bare_all. At least 0.9.
@@ -40,8 +40,8 @@ from carflavor.image import encode_jpeg
 
 FOLDER = Path(__file__).parent
 # Pixels of the longer side, and how many: enough for start-up and reports, two seconds or so, not to count. Stanford's
-# photos are of the second size and about as many, its crops of the first.
-SIZES = {"small": (288, 6000), "medium": (640, 16000), "large": (1200, 2000)}
+# photos are of the second size, 700 x 483 in the mean, and about as many; its crops are of the first.
+SIZES = {"small": (288, 6000), "medium": (700, 16000), "large": (1200, 2000)}
 IMAGE_SIZE = 256
 _NOISE_SHIFTS = 200  # pixels
 

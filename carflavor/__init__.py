@@ -1,6 +1,11 @@
 """Car models in photos, as an MLflow flavor: `save_model`, `log_model`, `load_model`."""
 
+import importlib
 import os
+
+import wrapt
+
+from carflavor.version import __version__
 
 # The most pixels that image.decode() takes: larger than any camera's photo, and 600 MB once decoded. OpenCV, whose own
 # limit would be 2^30, reads the variable while it is imported, so it is set before anything of ours imports it; where
@@ -8,16 +13,6 @@ import os
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "200000000")
 # A refused photo is an error that says so; OpenCV would have strangers write to the standard error of a server as well.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-
-from carflavor.flavor import (  # noqa: E402
-    _load_pyfunc,
-    get_default_conda_env,
-    get_default_pip_requirements,
-    load_model,
-    log_model,
-    save_model,
-)
-from carflavor.version import __version__  # noqa: E402
 
 __all__ = [
     "__version__",
@@ -28,3 +23,21 @@ __all__ = [
     "log_model",
     "save_model",
 ]
+
+
+def __getattr__(name):
+    # MLflow takes more than a second to import, which processes that decode photos do without.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("carflavor.flavor"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+@wrapt.when_imported("keras")
+def _register_layers(keras):
+    # mlflow.keras.load_model knows nothing of carflavor: Keras must know Scale by the time it reads a network, and
+    # importing Keras here would cost everybody who only wants `import carflavor` several seconds.
+    importlib.import_module("carflavor.layers")

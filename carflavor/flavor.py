@@ -14,7 +14,6 @@ serves a model without them.
 
 import base64
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import logging
@@ -26,7 +25,6 @@ import cloudpickle
 import mlflow
 import numpy as np
 import pandas as pd
-import wrapt
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -50,13 +48,6 @@ _REQUIRED = ("mlflow", "numpy", "pandas", "cloudpickle", "opencv-python-headless
 _SERVER = ("prometheus-client", "httptools")
 
 _logger = logging.getLogger(__name__)
-
-
-@wrapt.when_imported("keras")
-def _register_layers(keras):
-    # mlflow.keras.load_model knows nothing of carflavor: Keras must know Scale by the time it reads a network, and
-    # importing Keras here would cost everybody who only wants `import carflavor` several seconds.
-    importlib.import_module("carflavor.layers")
 
 
 def get_default_pip_requirements(engine="keras"):

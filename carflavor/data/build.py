@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -13,9 +14,10 @@ import numpy as np
 
 from carflavor.data.journal import Journal
 from carflavor.data.pools import Pool, create_pool
-from carflavor.data.records import RecordWriter, write_columns
+from carflavor.data.records import write_columns
 from carflavor.locking import lock
 
+_ROWS_IN_MEMORY = 512  # that are not on the disk yet, or twice as many: 100 MB of the default squares
 _SHARDS_NAME = re.compile(r"shards-[0-9a-f]{16}")
 
 
@@ -56,6 +58,7 @@ class Build:
         self.crops = crops
         self.image_size = image_size
         self.pools = {}
+        self._unsynchronised, self._synchronising = 0, []
         # Shards of other photos or settings, which a worker may still write that nobody waits for, go elsewhere.
         self._shards_name = f"shards-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
 
@@ -76,9 +79,11 @@ class Build:
         except BaseException:
             self._lock.close()
             raise
+        self._synchroniser = ThreadPoolExecutor(1)
         return self
 
     def __exit__(self, *_):
+        self._synchroniser.shutdown()
         for pool in self.pools.values():
             pool.close()
         self._journal.close()
@@ -130,6 +135,13 @@ class Build:
         """Notes photos that are in their pools, a list of dicts with `split`, `row` and what `done` holds."""
         self._journal.add(entries)
         self.done |= {(entry["split"], entry["row"]): entry for entry in entries}
+        self._unsynchronised += len(entries)
+        if self._unsynchronised >= _ROWS_IN_MEMORY and all(future.done() for future in self._synchronising):
+            for future in self._synchronising:
+                future.result()
+            # Beside the decoding, which would else wait for it at the end.
+            self._synchronising = [self._synchroniser.submit(pool.synchronise) for pool in self.pools.values()]
+            self._unsynchronised = 0
 
     def finish(self, files, class_names, settings):
         """Makes record files of the pools.
@@ -149,25 +161,29 @@ class Build:
                 self._close(split, photos, class_names, settings)
 
     def _copy(self, split, pool, photos, class_names, settings):
-        path = self._path(split)
-        with RecordWriter(path, self.crops, self.image_size, class_names, settings) as writer:
-            for photo in photos:
-                row = photo["row"]
-                writer.append(pool.read(row), *(photo[name] for name in ("label", "source", "size", "box")))
+        with create_pool(self._path(split), self.crops, self.image_size, len(photos)) as copy:
+            for row, photo in enumerate(photos):
+                copy.write(row, pool.read(photo["row"]))
+                if row % _ROWS_IN_MEMORY == 0:
+                    copy.synchronise()
+            self._complete(copy, photos, class_names, settings)
 
     def _close(self, split, photos, class_names, settings):
         pool = self.pools[split]
         order = pool.close_up(np.array([photo["row"] for photo in photos]))
         by_row = {photo["row"]: photo for photo in photos}
-        photos = [by_row[row] for row in order.tolist()]
         self._journal.add([{"stage": "closing", "split": split}])
+        self._complete(pool, [by_row[row] for row in order.tolist()], class_names, settings)
+        self._journal.add([{"stage": "closed", "split": split}])
+
+    def _complete(self, pool, photos, class_names, settings):
+        """Makes a record file of a pool, whose first rows are those of the photos."""
         with h5py.File(pool.path, "r+") as file:
             for crop in pool.crops:
                 file[f"images/{crop}"].resize(len(photos), axis=0)
             columns = {name: [photo[name] for photo in photos] for name in ("label", "source", "size", "box")}
             write_columns(file, *columns.values(), class_names, settings)
         pool.synchronise()
-        self._journal.add([{"stage": "closed", "split": split}])
 
     def publish(self, splits):
         """Gives the finished files their names, `<split>.h5` beside the folder."""

@@ -4,6 +4,9 @@ A picture that stands in two splits is learned from one and asked for in the oth
 hash: 256 bits for the signs of the coarse waves in a photo's brightness, of which small changes flip few.
 """
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import imagehash
 import numpy as np
@@ -11,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from carflavor.data.records import CROPS
+from carflavor.limits import count_cores
 from carflavor.progress import progress_bar
 
 # Near-duplicates differ in at most so many of the 256 bits. Chosen on the 4,874 `cars_train` photos of Stanford's
@@ -35,6 +39,7 @@ _HASH_SIDE = 16
 _MIRRORED = np.uint64(0x5555_5555_5555_5555)
 # Pixels of the side to a coefficient. imagehash takes 4, which finds the same pairs and takes a third longer.
 _PIXELS_PER_BIT = 2
+_REDUCED_SIDE = _HASH_SIDE * _PIXELS_PER_BIT
 # Grey levels; the least of those photos has 11. Below, steps of a level or two are left, alike in every grey wall.
 _MIN_DEVIATION = 3.0
 _ROWS_AT_ONCE = 64
@@ -52,10 +57,18 @@ def hash_photo(photo):
     Returns:
         uint64 array of shape `(4,)`. Zeros, which no photo has, where it is all of one grey: nothing can be told then.
     """
-    side = _HASH_SIDE * _PIXELS_PER_BIT
+    return hash_reduced(reduce_photo(photo))
+
+
+def reduce_photo(photo):
+    """Returns what is left of a photo, as `hash_photo` takes it, for its hash: uint8 grey of shape `(32, 32)`."""
     grey = photo if photo.ndim == 2 else cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
     # imagehash would reduce the whole photo with Pillow, which takes four times as long.
-    grey = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
+    return cv2.resize(grey, (_REDUCED_SIDE, _REDUCED_SIDE), interpolation=cv2.INTER_AREA)
+
+
+def hash_reduced(grey):
+    """Returns what `hash_photo` does, of what `reduce_photo` returns."""
     if cv2.meanStdDev(grey)[1].item() < _MIN_DEVIATION:
         return np.zeros(4, np.uint64)
     bits = imagehash.phash(_Grey(grey), _HASH_SIDE, _PIXELS_PER_BIT).hash
@@ -201,20 +214,28 @@ def _near_pairs(hashes, others, symmetric=False):
 
     If `symmetric`, a pair may be yielded one way round only.
     """
-    rows = np.ascontiguousarray(hashes.T)
-    for mask in (np.uint64(0), _MIRRORED):
-        columns = np.ascontiguousarray(others.T ^ mask)
-        for top in range(0, len(hashes), _TILE_SIDE):
-            above = rows[:2, top : top + _TILE_SIDE, None]
-            for left in range(top if symmetric else 0, len(others), _TILE_SIDE):
-                beside = columns[:2, None, left : left + _TILE_SIDE]
-                # The first 128 bits rule out all but a few. Their counts fit into 8 bits; 256 would wrap to 0.
-                counts = np.bitwise_count(above[0] ^ beside[0]) + np.bitwise_count(above[1] ^ beside[1])
-                pairs = np.argwhere(counts <= MAX_DISTANCE) + (top, left)
-                if len(pairs):
-                    counts = np.bitwise_count(rows[:, pairs[:, 0]] ^ columns[:, pairs[:, 1]]).sum(axis=0, dtype=int)
-                    is_near = counts <= MAX_DISTANCE
-                    yield pairs[is_near], counts[is_near]
+    rows, cores = np.ascontiguousarray(hashes.T), count_cores()
+    tiles = (
+        (columns, top, left)
+        for columns in (np.ascontiguousarray(others.T ^ mask) for mask in (np.uint64(0), _MIRRORED))
+        for top in range(0, len(hashes), _TILE_SIDE)
+        for left in range(top if symmetric else 0, len(others), _TILE_SIDE)
+    )
+    # NumPy holds no lock while it counts. Some tiles at a time: were all photos alike, all their pairs would wait here.
+    with ThreadPoolExecutor(cores) as threads:
+        while some := list(itertools.islice(tiles, 8 * cores)):
+            yield from threads.map(lambda tile: _compare_tiles(rows, *tile), some)
+
+
+def _compare_tiles(rows, columns, top, left):
+    """Compares hashes (4, N) from `top` on with others (4, M) from `left` on; returns what `_near_pairs` yields."""
+    above, beside = rows[:2, top : top + _TILE_SIDE, None], columns[:2, None, left : left + _TILE_SIDE]
+    # The first 128 bits rule out all but a few. Their counts fit into 8 bits; 256 would wrap to 0.
+    counts = np.bitwise_count(above[0] ^ beside[0]) + np.bitwise_count(above[1] ^ beside[1])
+    pairs = np.argwhere(counts <= MAX_DISTANCE) + (top, left)
+    counts = np.bitwise_count(rows[:, pairs[:, 0]] ^ columns[:, pairs[:, 1]]).sum(axis=0, dtype=int)
+    is_near = counts <= MAX_DISTANCE
+    return pairs[is_near], counts[is_near]
 
 
 def _connect(component, pairs):

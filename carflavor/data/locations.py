@@ -12,8 +12,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import mlflow
-
 from carflavor.data.urls import is_url, shown
 
 _MLFLOW_SCHEMES = ("runs:", "models:", "mlflow-artifacts:")
@@ -44,6 +42,9 @@ def resolve_input(place, parameter, names=None):
     if not place:
         raise ValueError(f"{parameter}: expected a path or URI, got an empty text")
     if place.startswith(_MLFLOW_SCHEMES):
+        # Not at the top of the file: it takes more than a second, and each process that decodes photos comes by here.
+        import mlflow
+
         try:
             folder = tempfile.mkdtemp(dir=_temporary_folder())
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=folder)).absolute()

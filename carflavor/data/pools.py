@@ -101,8 +101,16 @@ class Pool:
         return order
 
     def synchronise(self):
-        """Brings all rows to the disk."""
-        os.fsync(self._open())
+        """Brings all rows to the disk, out of memory.
+
+        Nobody reads them soon, and the gigabytes of a large set would push everything else out of it. It pays, too:
+        rows that take the memory of those before them are written in a tenth of the time on a machine that has to be
+        given memory first, as virtual ones are.
+        """
+        descriptor = self._open()
+        os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _open(self):
         if self._descriptor is None:
