@@ -25,51 +25,22 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from statistics import median
 
 import click
-import cv2
-import numpy as np
+from drawn_photos import draw_photos
 from measuring import Contestant, describe_machine
-
-from carflavor.data.drawing import CLASS_NAMES, draw_photo
-from carflavor.data.processes import map_in_processes
-from carflavor.image import encode_jpeg
 
 FOLDER = Path(__file__).parent
 # Pixels of the longer side, and how many: enough for start-up and reports, two seconds or so, not to count. Stanford's
 # photos are of the second size, 700 x 483 in the mean, and about as many; its crops are of the first.
 SIZES = {"small": (288, 6000), "medium": (700, 16000), "large": (1200, 2000)}
 IMAGE_SIZE = 256
-_NOISE_SHIFTS = 200  # pixels
 
 
 def say(line):
     click.echo(line, err=True)
-
-
-def draw_photos(folder, number, side):
-    """Writes drawn photos into class folders; noise makes their bytes as many as those of real photos."""
-    noise = np.random.default_rng(0).normal(0, 6, (side + _NOISE_SHIFTS, side + _NOISE_SHIFTS, 3)).astype(np.int16)
-    draw = partial(_draw_some, folder, side, noise)
-    for _ in map_in_processes(draw, (range(first, min(first + 50, number)) for first in range(0, number, 50)), 2):
-        pass
-
-
-def _draw_some(folder, side, noise, numbers):
-    for index in numbers:
-        random = np.random.default_rng(index)
-        drawn, _ = draw_photo(index % len(CLASS_NAMES), random)
-        height, width = drawn.shape[:2]
-        scale = side / max(height, width)
-        width, height = round(width * scale), round(height * scale)
-        top, left = random.integers(_NOISE_SHIFTS, size=2)  # to draw noise anew takes ten times as long as the rest
-        photo = cv2.resize(drawn, (width, height)) + noise[top : top + height, left : left + width]
-        path = folder / "train" / f"{index % len(CLASS_NAMES)}" / f"{index:06d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_jpeg(photo.clip(0, 255).astype(np.uint8)))
 
 
 def contestant(kind, script="preprocess_contestants.py", **settings):

@@ -10,7 +10,7 @@ contestants work on the same photos, in turns, and none has more of the machine 
 - spark_1: the same on a standalone cluster of a master and one worker with one core
 - spark_2: the same with two such workers. The driver, which gathers, has no core of its own
 
-Sessions are open and have done some other photos before they are measured. The photos are drawn ones of 640 pixels,
+Sessions are open and have done some other photos before they are measured. The photos are drawn ones of 700 pixels,
 each under several names. The first keys of the JSON line at the end are of photos a second
 
 - two_over_parallel_bare: spark_2 over bare_2. At least 0.8.
@@ -31,8 +31,9 @@ from statistics import median
 
 import click
 from clusters import Cluster
+from drawn_photos import draw_photos
 from measuring import Contestant, describe_machine
-from preprocess import IMAGE_SIZE, SIZES, contestant, draw_photos, say
+from preprocess import IMAGE_SIZE, SIZES, contestant, say
 
 _WARM_UP_PHOTOS = 400
 _DRAWN = SIZES["medium"][1] // 16

@@ -130,6 +130,7 @@ class Build:
         with Pool(path, read_only=True) as shard:
             for entry in whole:
                 self.pools[entry["split"]].write(entry["row"], shard.read(entry["row"] % self.shard_size))
+            shard.synchronise()
 
     def add(self, entries):
         """Notes photos that are in their pools, a list of dicts with `split`, `row` and what `done` holds."""

@@ -1,9 +1,11 @@
 """One function on many tasks, in several processes of this machine."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
@@ -14,7 +16,8 @@ def map_in_processes(function, tasks, workers):
     """Calls a function on each task.
 
     Args:
-        function: What is called. Each process is sent it once, so it may hold what all tasks need.
+        function: What is called. Each process is sent it once, so it may hold what all tasks need. Not of the main
+            module, which the processes do not import.
         tasks: Iterable of what it is called on; each is sent to a process. Not much more of them is taken at a time
             than is worked on.
         workers: Processes; 1 for this one alone.
@@ -31,8 +34,9 @@ def map_in_processes(function, tasks, workers):
     context.set_forkserver_preload([__name__, getattr(function, "__module__", type(function).__module__)])
     executor = ProcessPoolExecutor(workers, context, _begin, (function,))
     try:
-        pending = {executor.submit(_call, task) for task in itertools.islice(tasks, 2 * workers)}
-        # They take two seconds to start, in which this process does what one of them would.
+        with _main_module_hidden():  # all processes are begun here
+            pending = {executor.submit(_call, task) for task in itertools.islice(tasks, 2 * workers)}
+        # They take a second to start, in which this process does what one of them would.
         for task in tasks:
             yield function(task)
             if any(future.done() for future in pending):
@@ -44,6 +48,21 @@ def map_in_processes(function, tasks, workers):
             yield from (future.result() for future in done)
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _main_module_hidden():
+    """Has processes that start meanwhile not import what this one was started with, as multiprocessing wants them to.
+
+    A step's main module loads MLflow, matplotlib and more, which takes each process two seconds.
+    """
+    main = vars(sys.modules["__main__"])
+    known = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main.update(dict.fromkeys(known))
+    try:
+        yield
+    finally:
+        main.update(known)
 
 
 _function = None
