@@ -52,7 +52,7 @@ def contestant(kind, script="preprocess_contestants.py", **settings):
 
 
 def measure(source, rounds, cores):
-    """Returns a dict of the medians of photos a second, and the peak of memory."""
+    """Returns a dict of the medians of photos a second."""
     source = str(source)
     figures = {}
     with ExitStack() as stack, ThreadPoolExecutor(cores) as threads:
@@ -64,18 +64,25 @@ def measure(source, rounds, cores):
 
         loops = [start("bare") for _ in range(cores)]
         ours = {"ours_1": start("ours", workers=1), "ours_all": start("ours", workers=cores)}
-        peaks = []
         for turn in range(rounds + 1):
             found = {"bare": loops[0].measure_round()}
             for name, process in ours.items():
-                found[name], peak = process.measure_round()
-            peaks.append(peak)
+                found[name] = process.measure_round()
             found["bare_all"] = sum(threads.map(Contestant.measure_round, loops))
             if turn:  # the first one reads the photos from the disk
                 for name, rate in found.items():
                     figures.setdefault(name, []).append(rate)
                 say(", ".join(f"{name} {rate:.0f} photos/s" for name, rate in found.items()))
-    return {name: median(rates) for name, rates in figures.items()} | {"peak_bytes": median(peaks)}
+    return {name: median(rates) for name, rates in figures.items()}
+
+
+def measure_peak(source, cores):
+    """Returns the bytes of memory that ours takes at its peak, with a worker a core."""
+    process = contestant("peak", source=str(source), image_size=IMAGE_SIZE, workers=cores)
+    try:
+        return process.measure_round()
+    finally:
+        process.close()
 
 
 @click.command()
@@ -97,12 +104,10 @@ def main(photos, share, rounds):
             say(f"{name}:")
             figures[name] = measure(source, rounds, cores)
         if not photos:
-            say("four times as many:")
+            say("memory, of four times as many:")
             side, number = SIZES["small"]
             draw_photos(Path(folder) / "4n", round(4 * share * number), side)
-            process = contestant("ours", source=str(Path(folder) / "4n"), image_size=IMAGE_SIZE, workers=cores)
-            _, peak = process.measure_round()
-            process.close()
+            peaks = {name: measure_peak(Path(folder) / name, cores) for name in ("small", "4n")}
     ratios = {
         name: {
             "one_worker_over_bare": found["ours_1"] / found["bare"],
@@ -111,7 +116,7 @@ def main(photos, share, rounds):
         for name, found in figures.items()
     }
     first = ratios["given" if photos else "medium"]
-    growth = {} if photos else {"peak_growth_4n": peak / figures["small"]["peak_bytes"]}
+    growth = {} if photos else {"peak_growth_4n": peaks["4n"] / peaks["small"], "peak_bytes": peaks}
     line = first | growth | {"by_size": ratios, "figures": figures, "rounds": rounds, "machine": machine}
     click.echo(json.dumps(line))
 

@@ -83,16 +83,15 @@ def write_audit(config):
     for warning in dataset.warnings:
         _logger.warning("%s", warning)
     started = time.perf_counter()
-    splits = {"train": dataset.train} | ({} if dataset.test is None else {"test": dataset.test})
-    facts = _examine(store, splits, config.workers)
+    facts = _examine(store, dataset.splits, config.workers)
     groups = duplicates.group_near_duplicates(duplicates.stack_hashes(facts))
-    findings = find_all(dataset, splits, facts, groups, store.names)
+    findings = find_all(dataset, dataset.splits, facts, groups, store.names)
     _logger.info("Found: %s", say_counts(findings))
     summary = {
         "source": name_source(config.source, store),
         "layout": dataset.layout,
         "seconds": round(time.perf_counter() - started, 2),
-        **summarise(dataset, splits, facts, findings),
+        **summarise(dataset, dataset.splits, facts, findings),
     }
     out.mkdir(parents=True, exist_ok=True)
     thumbnails = read_thumbnails(store, dataset, report.pick_photos(findings))

@@ -169,7 +169,6 @@ def _write(config):
         "seed": config.seed,
     }
     started = time.perf_counter()
-    by_pool = {"train": dataset.train} | ({} if dataset.test is None else {"test": dataset.test})
     crops = CROP_CHOICES[config.crop]
     key = {
         "carflavor": carflavor.__version__,
@@ -178,7 +177,7 @@ def _write(config):
         "image_size": config.image_size,
         "settings": settings,
     }
-    rows = {split: len(photos) for split, photos in by_pool.items()}
+    rows = {split: len(photos) for split, photos in dataset.splits.items()}
     kind = Build if config.gather else ShardedBuild
     with (
         _open_spark(config, out, store) as spark,
@@ -186,8 +185,8 @@ def _write(config):
     ):
         if build.starts_over:
             _logger.warning("The source or a setting is not what it was when %s was begun: starting over", out)
-        _decode(config, store, by_pool, build, spark)
-        facts = [build.done[split, row] for split, photos in by_pool.items() for row in range(len(photos))]
+        _decode(config, store, dataset, build, spark)
+        facts = [build.done[split, row] for split, number in rows.items() for row in range(number)]
         groups = duplicates.group_near_duplicates(duplicates.stack_hashes(facts))
         splits = _split(store, dataset, groups, config.seed)
         findings = find_all(dataset, splits, facts, groups, store.names)
@@ -196,7 +195,7 @@ def _write(config):
         refusal = say_refusal(findings, fail_on, store.place, out / "report.html")
         skipped = _list_skipped(splits, dataset, facts)
         if not refusal:
-            _finish(by_pool, splits, build, dataset.class_names, settings)
+            _finish(dataset, splits, build, settings)
             build.publish(splits)
         seconds = time.perf_counter() - started
         summary = {
@@ -244,15 +243,16 @@ def _split(store, dataset, groups, seed):
     return splits if dataset.test is None else splits | {"test": dataset.test}
 
 
-def _decode(config, store, by_pool, build, spark):
+def _decode(config, store, dataset, build, spark):
     """Brings all photos into their pools."""
+    splits = dataset.splits
     tasks = [
         Task(split, row, photo)
-        for split, photos in by_pool.items()
+        for split, photos in splits.items()
         for row, photo in enumerate(photos)
         if (split, row) not in build.done
     ]
-    total = sum(map(len, by_pool.values()))
+    total = len(dataset.photos)
     if done := total - len(tasks):
         _logger.info("Going on after %s of %s photos", f"{done:,}", f"{total:,}")
     if spark:
@@ -265,7 +265,7 @@ def _decode(config, store, by_pool, build, spark):
             build.add([entry for entry in entries if config.skip_unreadable or "error" not in entry])
             if errors and not config.skip_unreadable:
                 first = errors[0]
-                place = f"{store.place}/{by_pool[first['split']][first['row']].place}"
+                place = f"{store.place}/{splits[first['split']][first['row']].place}"
                 raise ValueError(f"{place}: {first['error']}. Leave such photos out with skip_unreadable=true")
             progress.update(len(entries))
 
@@ -281,9 +281,9 @@ def _list_skipped(splits, dataset, facts):
     ]
 
 
-def _finish(by_pool, splits, build, class_names, settings):
+def _finish(dataset, splits, build, settings):
     """Makes record files of the pools."""
-    places = {photo.name: (split, row) for split, photos in by_pool.items() for row, photo in enumerate(photos)}
+    places = {photo.name: (split, row) for split, photos in dataset.splits.items() for row, photo in enumerate(photos)}
     files = {}
     for split, photos in splits.items():
         kept = []
@@ -295,7 +295,7 @@ def _finish(by_pool, splits, build, class_names, settings):
         if not kept:
             raise ValueError(f"Expected at least one readable photo for {split}.h5, got none of {len(photos):,}")
         files[split] = ("test" if split == "test" else "train", kept)
-    build.finish(files, class_names, settings)
+    build.finish(files, dataset.class_names, settings)
 
 
 def _count_bytes(out, splits):

@@ -81,6 +81,11 @@ class Dataset:
     refused_boxes: tuple = ()
 
     @property
+    def splits(self):
+        """Dict of split -> list of `Photo`: `train` and, where there are labels for it, `test`."""
+        return {"train": self.train} | ({} if self.test is None else {"test": self.test})
+
+    @property
     def photos(self):
         """List of all: `train`, then `test`."""
         return [*self.train, *(self.test or [])]
