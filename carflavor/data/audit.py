@@ -109,7 +109,7 @@ class _Row:
 
     @property
     def hash(self):
-        return np.array(self.known.get("hash", [0] * 4), np.uint64)
+        return duplicates.stack_hashes([self.known])[0]
 
     def describe(self, **details):
         return {"photo": self.photo.name, "split": self.split, "class": self.class_name, **details}
@@ -363,7 +363,7 @@ def _find_leaks(rows, number_of):
     by_sha256 = {}
     for row in learned:
         by_sha256.setdefault(row.known["sha256"], row)
-    stacked = [np.array([row.hash for row in some], np.uint64).reshape(-1, 4) for some in (test, learned)]
+    stacked = [duplicates.stack_hashes([row.known for row in some]) for some in (test, learned)]
     items = []
     for row, nearest in zip(test, duplicates.find_nearest(*stacked), strict=True):
         copy = by_sha256.get(row.known["sha256"]) or (learned[nearest] if nearest >= 0 else None)

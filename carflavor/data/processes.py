@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 
 import cv2
 
@@ -33,14 +33,23 @@ def map_in_processes(function, tasks, workers):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, getattr(function, "__module__", type(function).__module__)])
     executor = ProcessPoolExecutor(workers, context, _begin, (function,))
+    first = list(itertools.islice(tasks, 2 * workers))
+
+    def start():
+        # They inherit this thread's: Ctrl-C is for the process that waits for them, also while they import.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        with _main_module_hidden():
+            return {executor.submit(_call, task) for task in first}
+
     try:
-        with _main_module_hidden():  # all processes are begun here
-            pending = {executor.submit(_call, task) for task in itertools.islice(tasks, 2 * workers)}
         # They take a second to start, in which this process does what one of them would.
-        for task in tasks:
-            yield function(task)
-            if any(future.done() for future in pending):
-                break
+        with ThreadPoolExecutor(1) as starter:
+            starting = starter.submit(start)
+            for task in tasks:
+                yield function(task)
+                if starting.done() and any(future.done() for future in starting.result()):
+                    break
+            pending = starting.result()
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             # A few ahead, so that no process waits for this one.

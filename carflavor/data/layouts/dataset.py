@@ -28,7 +28,7 @@ _TFRECORD = re.compile(r"\.tfrecords?(-\d{5}-of-\d{5})?$")
 _LISTED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """One labelled photo of a dataset.
 
