@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import pickle
@@ -6,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from carflavor.data.build import Build
 from carflavor.data.pools import Pool, create_pool
 
 
@@ -107,3 +109,14 @@ def test_a_pool_is_never_written_over(tmp_path):
             new.write(0, {"full": square(2, 4)})
             old.write(0, {"full": square(3, 4)})
             assert new.read(0)["full"].max() == 2
+
+
+def test_a_disk_that_fails_behind_the_decoding_ends_the_build(tmp_path, monkeypatch):
+    def fail(pool):
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(Pool, "synchronise", fail)
+    with Build(tmp_path / "build", {}, {"train": 600}, ("full",), 4) as build:
+        build.add([{"split": "train", "row": row} for row in range(600)])
+        with pytest.raises(OSError, match="the disk is broken"):
+            build.finish({}, ["red"], {})

@@ -93,7 +93,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """A labelled photo and what is known of it."""
 

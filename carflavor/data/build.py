@@ -138,11 +138,14 @@ class Build:
         self.done |= {(entry["split"], entry["row"]): entry for entry in entries}
         self._unsynchronised += len(entries)
         if self._unsynchronised >= _ROWS_IN_MEMORY and all(future.done() for future in self._synchronising):
-            for future in self._synchronising:
-                future.result()
+            self._wait_for_disk()
             # Beside the decoding, which would else wait for it at the end.
             self._synchronising = [self._synchroniser.submit(pool.synchronise) for pool in self.pools.values()]
             self._unsynchronised = 0
+
+    def _wait_for_disk(self):
+        for future in self._synchronising:
+            future.result()  # or the error, which the system tells once
 
     def finish(self, files, class_names, settings):
         """Makes record files of the pools.
@@ -153,6 +156,7 @@ class Build:
             class_names: Names in the order of the labels.
             settings: What made the files, for JSON.
         """
+        self._wait_for_disk()
         for split, (pool, photos) in files.items():
             if split != pool and not self._has("copied", split):
                 self._copy(split, self.pools[pool], photos, class_names, settings)

@@ -48,7 +48,6 @@ class Store:
         except OSError as error:
             raise ValueError(str(error)) from None
         self.names = tuple(sorted(name for name in self._files.sizes if not _is_clutter(name)))
-        self._known = frozenset(self.names)
         # Record files hold names as UTF-8.
         if strange := [name for name in self.names if not _is_utf8(name)]:
             raise ValueError(f"{self.place}: expected file names in UTF-8, got {strange[0]!r}")
@@ -114,7 +113,7 @@ class Store:
             FileNotFoundError: If there is no such file.
             OSError: If it cannot be read, also while it is.
         """
-        if name not in self._known:
+        if not self._has(name):
             raise _no_file(f"{self.place}/{name}")
         return self._files.open(name)
 
@@ -151,8 +150,12 @@ class Store:
                 readable.append(name)
         yield from self._files.read_many(readable)
 
+    def _has(self, name):
+        # Not in a set of the names, which every process that decodes would hold.
+        return name in self._files.sizes and not _is_clutter(name)
+
     def _refuse(self, name):
-        if name not in self._known:
+        if not self._has(name):
             return _no_file(f"{self.place}/{name}")
         return _refuse_size(f"{self.place}/{name}", self._files.sizes[name] or 0)
 
