@@ -114,7 +114,7 @@ def run_tasks(spark, function, count, tag=None):
         spark: Session.
         function: Takes a number, returns str. It and what it holds is pickled.
         count: Number of tasks, at least 1.
-        tag: Name to cancel the job by, see `cancel_job`.
+        tag: Name to cancel the job by.
 
     Returns:
         List of what the function returned, in the order of the numbers.
@@ -161,7 +161,7 @@ def running_tasks(spark, function, count):
             if not job.done():
                 with contextlib.suppress(Exception):
                     spark.sparkContext.setLogLevel("OFF")  # each task would complain
-                cancel_job(spark, tag, job)
+                _cancel_job(spark, tag, job)
 
 
 def settle_task():
@@ -173,7 +173,7 @@ def settle_task():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def cancel_job(spark, tag, job):
+def _cancel_job(spark, tag, job):
     """Cancels a job of `run_tasks` and returns when it has ended.
 
     Args:

@@ -169,7 +169,7 @@ class Build:
         with create_pool(self._path(split), self.crops, self.image_size, len(photos)) as copy:
             for row, photo in enumerate(photos):
                 copy.write(row, pool.read(photo["row"]))
-                if row % _ROWS_IN_MEMORY == 0:
+                if (row + 1) % _ROWS_IN_MEMORY == 0:
                     copy.synchronise()
             self._complete(copy, photos, class_names, settings)
 
@@ -186,9 +186,13 @@ class Build:
         with h5py.File(pool.path, "r+") as file:
             for crop in pool.crops:
                 file[f"images/{crop}"].resize(len(photos), axis=0)
-            columns = {name: [photo[name] for photo in photos] for name in ("label", "source", "size", "box")}
-            write_columns(file, *columns.values(), class_names, settings)
+            self._write_columns(file, photos, class_names, settings)
         pool.synchronise()
+
+    def _write_columns(self, file, photos, class_names, settings):
+        """Writes all of a record file but its images, of photos as `finish` takes them."""
+        columns = ([photo[name] for photo in photos] for name in ("label", "source", "size", "box"))
+        write_columns(file, *columns, class_names, settings)
 
     def publish(self, splits):
         """Gives the finished files their names, `<split>.h5` beside the folder."""

@@ -63,6 +63,7 @@ class _Decoder:
         # long.
         for entry in entries:
             if "reduced" in entry:
+                # A text: four numbers take twice the memory, and all photos of a dataset are known at a time.
                 entry["hash"] = duplicates.hash_reduced(entry.pop("reduced")).tobytes().hex()
         return entries
 

@@ -94,10 +94,8 @@ def stack_hashes(facts):
     Args:
         facts: List of dicts as `carflavor.data.decoding.decode_photos` yields them.
     """
-    # A text takes half the memory of four numbers, and all photos of a dataset are known at a time.
-    return np.frombuffer(bytes.fromhex("".join(known.get("hash", "00" * 32) for known in facts)), np.uint64).reshape(
-        -1, 4
-    )
+    digits = "".join(known.get("hash", "00" * 32) for known in facts)
+    return np.frombuffer(bytes.fromhex(digits), np.uint64).reshape(-1, 4)
 
 
 def group_near_duplicates(hashes):
@@ -227,7 +225,9 @@ def _near_pairs(hashes, others, symmetric=False):
     # NumPy holds no lock while it counts. Some tiles at a time: were all photos alike, all their pairs would wait here.
     with ThreadPoolExecutor(cores) as threads:
         while some := list(itertools.islice(tiles, 8 * cores)):
-            yield from threads.map(lambda tile: _compare_tiles(rows, *tile), some)
+            for pairs, bits in threads.map(lambda tile: _compare_tiles(rows, *tile), some):
+                if len(pairs):
+                    yield pairs, bits
 
 
 def _compare_tiles(rows, columns, top, left):

@@ -7,7 +7,6 @@ import numpy as np
 
 from carflavor.data.build import Build
 from carflavor.data.pools import order_closed_up
-from carflavor.data.records import write_columns
 from carflavor.data.shards import cut_shards, read_entries
 
 
@@ -70,8 +69,7 @@ class ShardedBuild(Build):
                 rows = np.array([photo["row"] for photo in photos])
                 for crop in self.crops:
                     file.create_virtual_dataset(f"images/{crop}", self._lay_out(pool, rows, f"images/{crop}"))
-                columns = {name: [photo[name] for photo in photos] for name in ("label", "source", "size", "box")}
-                write_columns(file, *columns.values(), class_names, settings)
+                self._write_columns(file, photos, class_names, settings)
             with open(self._path(split), "rb") as file:
                 os.fsync(file.fileno())
 
