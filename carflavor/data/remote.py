@@ -152,6 +152,23 @@ class RemotePlace:
             yield f"{self.place}/{name}", self._paths[name], target / name, self.sizes[name]
 
 
+def check_url(url):
+    """Raises ValueError if a URL holds credentials, lacks a driver, or names no storage account; asks nobody."""
+    refuse_credentials(url)
+    _open_filesystem(url)
+
+
+def read_url(url):
+    """Returns the bytes of the file at a URL that `check_url` has passed.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with _plain_errors(shown(url)):
+        files, path = _open_filesystem(url)
+        return files.cat_file(path)
+
+
 def _fetch(files, what, path, target, size, bar):
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.{os.getpid()}.partial"

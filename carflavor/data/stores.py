@@ -104,7 +104,7 @@ class Store:
         if self._url:
             return None
         names = self.names[:: max(1, len(self.names) // _STAMPED_FILES)]
-        return _stamp(self._archive) if self._archive else tuple(map(self._files.stamp, names))
+        return stamp_file(self._archive) if self._archive else tuple(map(self._files.stamp, names))
 
     def open(self, name):
         """Returns a seekable binary file; a context manager.
@@ -208,7 +208,7 @@ class _Folder:
 
     def stamp(self, name):
         """Returns size and time of the last change, or None if it is gone since it was listed."""
-        return _stamp(os.path.join(self._path, name))
+        return stamp_file(os.path.join(self._path, name))
 
     def open(self, name):
         return open(os.path.join(self._path, name), "rb")
@@ -218,14 +218,25 @@ class _Folder:
 
     def _read(self, name):
         try:
-            with self.open(name) as file:
-                too_large = _refuse_size(os.path.join(self._path, name), os.fstat(file.fileno()).st_size)
-                return too_large or file.read()
+            return read_file(os.path.join(self._path, name))
         except OSError as error:
             return error
 
 
-def _stamp(path):
+def read_file(path):
+    """Returns the bytes of a file on this machine.
+
+    Raises:
+        OSError: If it cannot be read, or has more than `MAX_READ_BYTES`.
+    """
+    with open(path, "rb") as file:
+        if too_large := _refuse_size(path, os.fstat(file.fileno()).st_size):
+            raise too_large
+        return file.read()
+
+
+def stamp_file(path):
+    """Returns size and time of the last change of a file on this machine, or None where it is not there."""
     try:
         found = os.stat(path)
     except OSError:

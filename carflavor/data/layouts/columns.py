@@ -11,6 +11,7 @@ _PATHS = (
     *("path", "file_path", "filepath", "image_path", "img_path", "photo_path", "relative_im_path", "file_name"),
     *("filename", "fname", "image_name", "img_name", "file", "image", "img", "photo"),
 )
+_URLS = ("url", "uri", "image_url", "photo_url")
 _IMAGES = ("image", "img", "photo", "picture", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp")
 _LABELS = ("label", "labels", "class", "target", "category", "class_id", "label_id", "class_idx", "label_idx")
 _LABEL_NAMES = ("class_name", "classname", "label_name", "category_name", "label_text")
@@ -79,13 +80,14 @@ class Entry:
     refusal: str | None
 
 
-def find_columns(names, where, images=False):
+def find_columns(names, where, images=False, labels=True):
     """Finds the columns of a table.
 
     Args:
         names: Names of its columns.
         where: What errors call the table.
         images: Whether photos are inside, so that `path` is the column that holds them.
+        labels: Whether it is a table of photos only if it has labels. If not, `path` may be a column of URLs, too.
 
     Returns:
         `Columns`.
@@ -99,7 +101,8 @@ def find_columns(names, where, images=False):
     def find(candidates):
         return next((by_word[word] for word in candidates if word in by_word), None)
 
-    path, label, label_name = find(_IMAGES if images else _PATHS), find(_LABELS), find(_LABEL_NAMES)
+    paths = _IMAGES if images else _PATHS if labels else (*_PATHS, *_URLS)
+    path, label, label_name = find(paths), find(_LABELS), find(_LABEL_NAMES)
     corners = next((candidates for candidates in _CORNERS if set(candidates) <= by_word.keys()), None)
     columns = Columns(
         path,
@@ -110,7 +113,7 @@ def find_columns(names, where, images=False):
         None if corners else find(_BOXES),
     )
     # Any other table may have what it likes.
-    if columns.is_complete:
+    if columns.is_complete or (path and not labels):
         if twice := [word for word in by_word if words.count(word) > 1]:
             raise ValueError(f"{where}: expected different names of columns, got {by_word[twice[-1]]!r} more than once")
         if corners is None and (some := [words for words in _CORNERS[:3] if set(words) & by_word.keys()]):

@@ -46,8 +46,8 @@ _EXPECTED = "a table with columns such as path and label (CSV with a header, or 
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A file that may be the table of a dataset.
+class Table:
+    """A file that may be a table of photos.
 
     Attributes:
         name: Its name in the store.
@@ -107,28 +107,44 @@ def read_table(store):
 
 
 def _read_headers(store):
-    tables = []
-    for name in sorted(visible_names(store), key=depth_first):
-        where, ending = f"{store.place}/{name}", PurePosixPath(name).suffix.lower()
-        if ending == ".parquet":
-            with open_parquet(store, name) as file:
-                schema = file.schema_arrow
-            if find_image_column(schema, where):
-                continue
-            columns = find_columns(schema.names, where)
-            kind = schema.field(columns.path).type if columns.path else pa.null()
-            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-                names = read_class_label(schema.metadata, columns.label)
-                tables.append(_Table(name, schema.names, None, columns, names))
-        elif ending in (".csv", ".tsv"):
-            with store.open(name) as file:
-                line = file.readline(_MAX_HEADER).decode("utf-8-sig", "replace")
-            # Not csv.Sniffer, which takes letters for delimiters: that one by which most columns are there.
-            headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
-            delimiter = max(_DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
-            header = headers[delimiter]
-            tables.append(_Table(name, header, delimiter, find_columns(header, where)))
-    return tables
+    tables = (read_header(store, name) for name in sorted(visible_names(store), key=depth_first))
+    return [table for table in tables if table]
+
+
+def read_header(store, name, labels=True):
+    """Reads which columns a file has.
+
+    Args:
+        store: `Store`; of it `place`, `open` and `read` are used.
+        name: Name of the file in it.
+        labels: As `find_columns` takes it.
+
+    Returns:
+        `Table`, or None where the file is no CSV, or no Parquet file with a column of paths.
+
+    Raises:
+        ValueError: As `find_columns` does, or if a file that ends so is no Parquet file.
+    """
+    where, ending = f"{store.place}/{name}", PurePosixPath(name).suffix.lower()
+    if ending == ".parquet":
+        with open_parquet(store, name) as file:
+            schema = file.schema_arrow
+        if find_image_column(schema, where):
+            return None
+        columns = find_columns(schema.names, where, labels=labels)
+        kind = schema.field(columns.path).type if columns.path else pa.null()
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            names = read_class_label(schema.metadata, columns.label)
+            return Table(name, schema.names, None, columns, names)
+    elif ending in (".csv", ".tsv"):
+        with store.open(name) as file:
+            line = file.readline(_MAX_HEADER).decode("utf-8-sig", "replace")
+        # Not csv.Sniffer, which takes letters for delimiters: that one by which most columns are there.
+        headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
+        delimiter = max(_DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
+        header = headers[delimiter]
+        return Table(name, header, delimiter, find_columns(header, where, labels=labels))
+    return None
 
 
 def _check_one_for_each_split(store, splits):
@@ -144,7 +160,19 @@ def _check_one_for_each_split(store, splits):
             raise ValueError(f"{store.place}: expected {what}, got {shorten(names)}")
 
 
-def _read_entries(store, table, split_of_file):
+def read_values(store, table):
+    """Reads the rows of a table.
+
+    Args:
+        store: As `read_header` takes it.
+        table: `Table`.
+
+    Returns:
+        List of pairs: number of the row as people count, and dict of column -> text or number.
+
+    Raises:
+        ValueError: If a row has not as many fields as the header.
+    """
     where, columns = f"{store.place}/{table.name}", table.columns
     if table.delimiter:
         _, *rows = read_rows(store, table.name, table.delimiter)
@@ -159,6 +187,11 @@ def _read_entries(store, table, split_of_file):
             wanted = [columns.path, columns.label, columns.label_name, columns.split, columns.box]
             wanted = [column for column in (*wanted, *(columns.corners or ())) if column]
             rows = list(enumerate(file.read(columns=wanted).to_pylist(), start=1))
+    return rows
+
+
+def _read_entries(store, table, split_of_file):
+    where, columns, rows = f"{store.place}/{table.name}", table.columns, read_values(store, table)
     if not rows:
         raise ValueError(f"{where}: expected at least one photo, got none")
     entries = []
