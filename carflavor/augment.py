@@ -1,7 +1,5 @@
 """Changed copies of the training photos: `train-augmented.h5` beside `train.h5`."""
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -22,7 +20,7 @@ from carflavor.data.operations import Operations
 from carflavor.data.processes import map_in_processes
 from carflavor.data.records import AUGMENTED, RecordFile
 from carflavor.limits import count_cores
-from carflavor.locking import lock
+from carflavor.locking import lock, open_work_folder
 from carflavor.preprocess import open_split, sample_records
 from carflavor.progress import progress_bar
 from carflavor.spark import check_master, check_visible, open_session
@@ -126,10 +124,11 @@ def write_augmented(config):
                 "numpy": version("numpy"),
             },
         }
+        key = [carflavor.__version__, _BYTES_A_SHARD, settings]
         copy_bytes = config.copies * len(originals.crops) * 3 * originals.image_size**2
         copying = Copying(
             originals=str(originals.path),
-            folder=str(_open_work_folder(folder / WORK_FOLDER, settings)),
+            folder=str(open_work_folder(folder / WORK_FOLDER, key, "The photos")),
             operations=str(operations),
             copies=config.copies,
             seed=config.seed,
@@ -149,18 +148,6 @@ def write_augmented(config):
         "settings": settings,
     }
     return path, summary
-
-
-def _open_work_folder(root, settings):
-    """Returns the folder for the shards of this work, and removes what there is of other work."""
-    key = json.dumps([carflavor.__version__, _BYTES_A_SHARD, settings], sort_keys=True)
-    folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
-    for other in root.iterdir():
-        if other.is_dir() and other != folder:
-            _logger.warning("The photos or a setting are not what they were when %s was begun: starting over", root)
-            shutil.rmtree(other)
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _count_shards(copying, photos):

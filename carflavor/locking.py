@@ -1,7 +1,13 @@
-"""Keeps two processes from working in one folder."""
+"""Keeps two processes from working in one folder, and two works from mixing in it."""
 
 import fcntl
+import hashlib
+import json
+import logging
 import os
+import shutil
+
+_logger = logging.getLogger(__name__)
 
 
 def lock(path, refusal):
@@ -31,3 +37,20 @@ def lock(path, refusal):
         except FileNotFoundError:
             pass
         file.close()
+
+
+def open_work_folder(root, key, what):
+    """Returns the folder for what this work has done so far, and removes what there is of other work.
+
+    Args:
+        root: `Path` of a folder that is locked.
+        key: What the work is, for JSON.
+        what: What a warning says has changed where there was other work.
+    """
+    folder = root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    for other in root.iterdir():
+        if other.is_dir() and other != folder:
+            _logger.warning("%s or a setting are not what they were when %s was begun: starting over", what, root)
+            shutil.rmtree(other)
+    folder.mkdir(exist_ok=True)
+    return folder

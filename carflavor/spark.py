@@ -93,6 +93,8 @@ def _configure(builder):
     # Where carflavor is not installed on the workers, they find it where it lies here.
     packages = [str(Path(carflavor.__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
+        # Limits of photos, and what runs a model.
+        **{name: value for name, value in os.environ.items() if name.startswith("CARFLAVOR_")},
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, packages))),
         "CARFLAVOR_HOME": str(data_home()),
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),

@@ -1,40 +1,53 @@
-"""Shards of copies by a Spark cluster. Numbers of shards go to the workers, and nothing but their names comes back."""
+"""Files by a Spark cluster, each by a task. Numbers of them go to the workers, and nothing but numbers comes back."""
 
+import time
 from concurrent.futures import wait
 from functools import partial
 
+from carflavor.data.on_spark import SECONDS_UNTIL_SEEN
 from carflavor.spark import running_tasks, settle_task
 
 _SECONDS_BETWEEN_LOOKS = 1
 
 
-def write_shards_on_spark(spark, copying, numbers, on_shards):
+def write_shards_on_spark(spark, work, numbers, on_shards):
     """Writes shards, each in a task of its own, and waits for all.
 
     Args:
-        spark: Session, whose workers see what `copying` names.
-        copying: `carflavor.data.copies.Copying`.
+        spark: Session, whose workers see what `work` names.
+        work: What pickles and has `write_shard(number)` and `find_shard(number)`, the `Path` that is there when the
+            shard is whole: `carflavor.data.copies.Copying` or `carflavor.partitions.Scoring`.
         numbers: List of the numbers of shards, at least one.
-        on_shards: Function that is called about once a second with the set of those that were written since.
+        on_shards: Function that is called about once a second with the set of those that were written since. What it
+            raises ends the work.
 
     Raises:
-        ValueError: If a task failed as often as Spark tries again.
+        ValueError: If a task failed as often as Spark tries again, or what it wrote is not seen here.
     """
     waiting = set(numbers)
 
     def look():
-        written = {number for number in waiting if copying.find_shard(number).is_file()}
+        written = {number for number in waiting if work.find_shard(number).is_file()}
         waiting.difference_update(written)
         on_shards(written)
 
-    with running_tasks(spark, partial(_write_shard, copying, numbers), len(numbers)) as job:
+    with running_tasks(spark, partial(_write_shard, work, numbers), len(numbers)) as job:
         while not wait([job], _SECONDS_BETWEEN_LOOKS).done:
             look()
         job.result()
         look()
+        deadline = time.monotonic() + SECONDS_UNTIL_SEEN
+        while waiting:
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"master: expected {work.find_shard(min(waiting))}, which a worker of Spark wrote, got nothing; "
+                    f"is the folder the same on all machines?"
+                )
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            look()
 
 
-def _write_shard(copying, numbers, place):
+def _write_shard(work, numbers, place):
     settle_task()
-    copying.write_shard(numbers[place])
+    work.write_shard(numbers[place])
     return str(numbers[place])

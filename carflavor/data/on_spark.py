@@ -17,7 +17,7 @@ from carflavor.spark import TaskError, ask_workers, running_tasks, settle_task
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 # Network drives show a list of files that is this old, at most, with the settings they come with.
-_SECONDS_UNTIL_SEEN = 90
+SECONDS_UNTIL_SEEN = 90
 
 
 class ShardWriter:
@@ -52,11 +52,13 @@ class SentStore:
     """A store on its way to a worker, which opens it once, whatever number of tasks it runs.
 
     Args:
-        store: `carflavor.data.stores.Store`.
+        store: `carflavor.data.stores.Store`, or what pickles and has its `place` and `stamp`.
+        parameter: What the user calls it.
     """
 
-    def __init__(self, store):
+    def __init__(self, store, parameter="source"):
         self._pickled = pickle.dumps(store)
+        self._parameter = parameter
         self._key = hashlib.sha256(self._pickled).hexdigest()
         self._place = store.place
         self._stamp = store.stamp()
@@ -68,7 +70,7 @@ class SentStore:
             TaskError: If its files are not here what they are where it was sent from.
         """
         if problem := self.find_problem():
-            raise TaskError(refuse_source(self._place, socket.gethostname(), problem))
+            raise TaskError(refuse_source(self._place, socket.gethostname(), problem, self._parameter))
         return _open_once(self)
 
     def find_problem(self):
@@ -91,24 +93,25 @@ def _open_once(sent):
     return pickle.loads(sent._pickled)
 
 
-def refuse_source(place, host, problem):
+def refuse_source(place, host, problem, parameter="source"):
     """Returns the sentence for a source that is another one on a worker, or none."""
-    return f"source: expected a place that all workers of Spark see, got {place}; worker {host}: {problem}"
+    return f"{parameter}: expected a place that all workers of Spark see, got {place}; worker {host}: {problem}"
 
 
-def check_source(spark, store):
+def check_source(spark, store, parameter="source"):
     """Refuses a source that workers cannot read as this machine does.
 
     Args:
         spark: Session.
-        store: `carflavor.data.stores.Store`.
+        store: As `SentStore` takes it.
+        parameter: What the user calls it.
 
     Raises:
         ValueError: If a worker sees none or other files, with its name.
     """
     for host, problem in ask_workers(spark, SentStore(store).find_problem):
         if problem:
-            raise ValueError(refuse_source(store.place, host, problem))
+            raise ValueError(refuse_source(store.place, host, problem, parameter))
 
 
 def decode_on_spark(spark, tasks, store, build, margin):
@@ -175,7 +178,7 @@ def _gather(build, waiting):
 
 def _gather_late(build, waiting):
     """Gathers what was written by the last tasks, and which a network drive may show a while later."""
-    deadline = time.monotonic() + _SECONDS_UNTIL_SEEN
+    deadline = time.monotonic() + SECONDS_UNTIL_SEEN
     while waiting:
         if time.monotonic() > deadline:
             raise ValueError(
