@@ -261,7 +261,7 @@ def log_model(network, class_names, name="model", **options):
     )
 
 
-def load_model(model_uri, dst_path=None, engine=None, allow_fallback=None, expected_sha256=None):
+def load_model(model_uri, dst_path=None, engine=None, allow_fallback=None, expected_sha256=None, threads=None):
     """Loads a model for use in Python.
 
     Args:
@@ -271,6 +271,8 @@ def load_model(model_uri, dst_path=None, engine=None, allow_fallback=None, expec
         allow_fallback: Whether Keras may run a model that was packed for OpenVINO where that is not installed, instead
             of `CARFLAVOR_ALLOW_FALLBACK` or else not.
         expected_sha256: SHA-256 that `manifest.json` must have, instead of `CARFLAVOR_EXPECTED_SHA256` or else any.
+        threads: Cores for OpenVINO, instead of `CARFLAVOR_THREADS` or else all; as many threads decode photos, instead
+            of one a core.
 
     Returns:
         `carflavor.scoring.CarClassifier`: `load_model(uri).predict(["car.jpg"])`.
@@ -280,7 +282,7 @@ def load_model(model_uri, dst_path=None, engine=None, allow_fallback=None, expec
             engine in it, or OpenVINO is needed and not installed.
     """
     path = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path))
-    return _load_classifier(path, engine, allow_fallback, expected_sha256)
+    return _load_classifier(path, engine, allow_fallback, expected_sha256, threads)
 
 
 def _load_pyfunc(path):
@@ -288,7 +290,7 @@ def _load_pyfunc(path):
     return PyfuncModel(_load_classifier(Path(path)))
 
 
-def _load_classifier(path, engine=None, allow_fallback=None, expected_sha256=None):
+def _load_classifier(path, engine=None, allow_fallback=None, expected_sha256=None, threads=None):
     manifest = read_manifest(path, expected_sha256)
     _say_which_code_runs(path, manifest)
     class_names = json.loads((path / _CLASSES).read_text(encoding="utf-8"))
@@ -299,13 +301,14 @@ def _load_classifier(path, engine=None, allow_fallback=None, expected_sha256=Non
             manifest["engine"],
             engine or os.environ.get("CARFLAVOR_ENGINE"),
             read_switch("CARFLAVOR_ALLOW_FALLBACK", False) if allow_fallback is None else allow_fallback,
-            read_number("CARFLAVOR_THREADS", None),
+            threads or read_number("CARFLAVOR_THREADS", None),
         )
         limits = read_limits(Limits)
     except (ImportError, ValueError) as error:
         raise MlflowException(f"{path}: {error}", error_code=INVALID_PARAMETER_VALUE) from error
     _logger.info("The network is run by %s in %s", loaded.name, loaded.precision)
-    return CarClassifier(loaded, class_names, manifest["crop_margin"], manifest["image_size"], limits, manifest)
+    sizes = manifest["crop_margin"], manifest["image_size"]
+    return CarClassifier(loaded, class_names, *sizes, limits, manifest, threads)
 
 
 def manifest_sha256(path):

@@ -48,19 +48,20 @@ class CarClassifier:
             network's size, so that it reaches the network as a photo of a record file does.
         limits: `carflavor.limits.Limits` of photos; None for the defaults.
         manifest: Dict of what the model directory says of itself; None where there is no directory.
+        threads: Threads that decode; None for one a core.
 
     Attributes:
         decoders: Executor that photos are decoded in.
     """
 
-    def __init__(self, engine, class_names, crop_margin, image_size, limits=None, manifest=None):
+    def __init__(self, engine, class_names, crop_margin, image_size, limits=None, manifest=None, threads=None):
         self.engine = engine
         self.class_names = class_names
         self.crop_margin = crop_margin
         self.image_size = image_size
         self.limits = limits or Limits()
         self.manifest = manifest or {}
-        self.decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self.decoders = ThreadPoolExecutor(threads or _DECODERS, thread_name_prefix="decode")
         # A photo of the largest size takes 230 MB until it is a square: no more of them than half as many as cores, but
         # small ones beside them.
         self._room = _Room(self.limits.photo_pixels * max(_DECODERS // 2, 1) + _SMALL_PHOTO)
@@ -90,6 +91,14 @@ class CarClassifier:
             ValueError: If a parameter is not what is expected or, under `raise`, a photo cannot be read; the message
                 names the rows.
         """
+        rows = self.predict_rows(photos, boxes, top_k, min_prob, on_error)
+        columns = {name: [row[name] for row in rows] for name in ("label", "prob", "class_id", "top_k", "error")}
+        # Typed here: for one photo, pandas takes longer to change the type of a column than to build the rest.
+        columns |= {"prob": pd.array(columns["prob"], "Float64"), "class_id": pd.array(columns["class_id"], "Int64")}
+        return pd.DataFrame(columns)
+
+    def predict_rows(self, photos, boxes=None, top_k=5, min_prob=0.0, on_error="raise"):
+        """Does what `predict` does; returns a list of dicts, a row a photo, with None for what is null."""
         check_parameters(top_k, min_prob, on_error)
         if isinstance(photos, (str, bytes, os.PathLike)) or (isinstance(photos, np.ndarray) and photos.ndim == 3):
             raise ValueError("expected a list of photos, got one photo that is not in a list")
@@ -102,14 +111,10 @@ class CarClassifier:
         probabilities, errors = self._score(photos, boxes)
         if errors and on_error == "raise":
             raise ValueError(name_rows(errors, len(photos)))
-        rows = [
+        return [
             failed_row(errors[row]) if row in errors else self.describe(probabilities[row], top_k, min_prob)
             for row in range(len(photos))
         ]
-        columns = {name: [row[name] for row in rows] for name in ("label", "prob", "class_id", "top_k", "error")}
-        # Typed here: for one photo, pandas takes longer to change the type of a column than to build the rest.
-        columns |= {"prob": pd.array(columns["prob"], "Float64"), "class_id": pd.array(columns["class_id"], "Int64")}
-        return pd.DataFrame(columns)
 
     def predict_probabilities(self, photos):
         """Returns float32 probabilities `(len(photos), C)` of uint8 RGB arrays; see `predict` for what is accepted."""
