@@ -94,7 +94,7 @@ def write_audit(config):
         **summarise(dataset, dataset.splits, facts, findings),
     }
     out.mkdir(parents=True, exist_ok=True)
-    thumbnails = read_thumbnails(store, dataset, report.pick_photos(findings))
+    thumbnails = read_thumbnails(store, report.pick_photos(findings), dataset.photos)
     _write_reports(out, summary, report.build_audit_sections(findings, thumbnails))
     return out, summary, say_refusal(findings, fail_on, store.place, out / "report.html")
 

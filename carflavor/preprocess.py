@@ -208,7 +208,7 @@ def _write(config):
             "skipped_photos": skipped,
             **summarise(dataset, splits, facts, findings),
         }
-        thumbnails = read_thumbnails(store, dataset, report.pick_photos(findings))
+        thumbnails = read_thumbnails(store, report.pick_photos(findings), dataset.photos)
         _write_reports(out, summary, report.build_audit_sections(findings, thumbnails), refusal)
         if not refusal:
             build.remove()

@@ -9,18 +9,18 @@ _SIDE = 288  # pixels of the longer side: two inches of a figure
 _SCALES = (8, 4, 2)  # to which a JPEG is decoded at once
 
 
-def read_thumbnails(store, dataset, names):
+def read_thumbnails(store, names, photos=()):
     """Reads photos and scales them down, one after the other.
 
     Args:
         store: `carflavor.data.stores.Store`.
-        dataset: `carflavor.data.layouts.Dataset` in it.
-        names: Set of names of its photos, or of other files in the store.
+        names: Set of names of photos, or of files in the store.
+        photos: List of the `carflavor.data.layouts.Photo` that some of these names are of.
 
     Returns:
         Dict of name -> uint8 RGB array whose longer side has at most 288 pixels, without those that cannot be read.
     """
-    photos = [photo for photo in dataset.photos if photo.name in names]
+    photos = [photo for photo in photos if photo.name in names]
     others = names - {photo.name for photo in photos}
     photos += [Photo(name, file=name, row=None, label=-1, box=None) for name in sorted(others)]
     thumbnails = {}
