@@ -55,6 +55,13 @@ class Daemon:
                 raise ChildProcessError(f"{self._log.read_text(errors='replace')}expected {text!r}")
             time.sleep(0.05)
 
+    def pythons(self):
+        """Yields the ids of the processes of Python that it has started."""
+        for process in processes_of_session(self._process.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{process}/comm").read_text().startswith("python"):
+                    yield process
+
     def kill(self):
         """Kills it and all that it has started, as a machine does that fails."""
         # Not the process group alone: Spark gives its Pythons one of their own.
