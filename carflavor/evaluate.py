@@ -63,7 +63,13 @@ def evaluate(config):
     Raises:
         ValueError: If there is no model or no test file, or they do not fit.
     """
-    with tracking.step_run("evaluate", config), contextlib.ExitStack() as stack:
+    with tracking.step_run("evaluate", config):
+        return evaluate_in_run(config)
+
+
+def evaluate_in_run(config):
+    """Does the same within the active run, for a step of which it is a part."""
+    with contextlib.ExitStack() as stack:
         # The model first: where there is none, the sample need not be drawn to say so.
         model = load_predictor(config.model, "model")
         test = stack.enter_context(open_split(config.data, "test"))
