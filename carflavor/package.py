@@ -3,15 +3,18 @@
 import contextlib
 import logging
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
+from mlflow.models import Model
 
 import carflavor
 from carflavor import engines, flavor, report, tracking
+from carflavor.card import write_card
 from carflavor.data.example import example_photo
 from carflavor.data.locations import resolve_input, resolve_model
 from carflavor.image import squash
@@ -39,6 +42,7 @@ class PackageConfig:
             in it and float32 elsewhere.
         data: Folder with `validation.h5`, on which the engine is compared with Keras, and for `int8` `train.h5`; as
             path or URI, or `sample`. `auto` for what the model's run of train names.
+        licence: Licence of the model, for its card. Empty where it is not stated.
     """
 
     model: str
@@ -47,10 +51,11 @@ class PackageConfig:
     engine: str = "openvino"
     precision: str = "auto"
     data: str = "auto"
+    licence: str = ""
 
 
 def package(config):
-    """Packs a model with an engine that answers like Keras does, checks that it loads, and registers it.
+    """Packs a model with an engine that answers like Keras does, checks that it loads, and registers it with its card.
 
     Args:
         config: `PackageConfig`.
@@ -64,23 +69,25 @@ def package(config):
     """
     with tracking.step_run("package", config), tempfile.TemporaryDirectory() as folder:
         _check_names(config)
-        uri = resolve_model(config.model)
-        path = resolve_input(config.model, "model")
+        source = resolve_input(config.model, "model")
         if config.engine == "openvino":
-            path = _pack(config, path, Path(folder))
-            uri = str(path)
-        elif flavor.read_manifest(path)["engine"]["name"] != config.engine:
-            path = _save(CarModel(config.model, path, None, engine="keras"), Path(folder) / config.engine)
-            uri = str(path)
+            path = _pack(config, source, Path(folder))
+        elif flavor.read_manifest(source)["engine"]["name"] != config.engine:
+            path = _save(CarModel(config.model, source, None, engine="keras"), Path(folder) / config.engine)
+        else:
+            # A copy: the card is written into it.
+            path = shutil.copytree(source, Path(folder) / "model", ignore=shutil.ignore_patterns("__pycache__"))
         photo, box, _ = example_photo()
         carflavor.load_model(path).predict([photo], [box])
         digest = flavor.manifest_sha256(path)
-        if Path(uri).is_dir():
-            # The registry refers to a place that lasts: a folder becomes an artifact of this run.
-            mlflow.log_artifacts(uri, "model")
-            uri = f"runs:/{mlflow.active_run().info.run_id}/model"
+        card = write_card(path, config.register_as, config.alias, config.licence, _find_evaluation(source))
+        # The registry refers to a place that lasts, where the model lies with its card.
+        mlflow.log_artifacts(path, "model")
+        uri = f"runs:/{mlflow.active_run().info.run_id}/model"
         version = mlflow.register_model(uri, config.register_as, tags={MANIFEST_TAG: digest})
-        mlflow.MlflowClient().set_registered_model_alias(config.register_as, config.alias, version.version)
+        client = mlflow.MlflowClient()
+        client.update_model_version(config.register_as, version.version, description=card)
+        client.set_registered_model_alias(config.register_as, config.alias, version.version)
         mlflow.set_tags({tracking.MODEL_TAG: f"models:/{config.register_as}/{version.version}", MANIFEST_TAG: digest})
         _logger.info(
             "Registered as models:/%s/%s, which is now models:/%s@%s",
@@ -230,3 +237,21 @@ def _find_data(model):
             "the run of this model names none"
         )
     return address
+
+
+def _find_evaluation(source):
+    """Returns what the newest `evaluate` of a logged model has found, its `evaluation.json` with the id of the run.
+
+    None where the store knows of none.
+    """
+    model_id = Model.load(source).model_id
+    if not model_id:
+        return None
+    # The model may come from another store, and the run may be deleted.
+    with contextlib.suppress(mlflow.MlflowException, OSError):
+        metrics = mlflow.get_logged_model(model_id).metrics or []
+        measured = [metric for metric in metrics if metric.key.endswith("_top_1")]
+        if measured:
+            run_id = max(measured, key=lambda metric: metric.timestamp).run_id
+            return {**mlflow.artifacts.load_dict(f"runs:/{run_id}/evaluation.json"), "run": run_id}
+    return None

@@ -12,6 +12,7 @@ from carflavor.package import PRECISIONS, PackageConfig, package
 @click.option("--engine", default=PackageConfig.engine, show_default=True, type=click.Choice(ENGINES))
 @click.option("--precision", default=PackageConfig.precision, show_default=True, type=click.Choice(PRECISIONS))
 @click.option("--data", default=PackageConfig.data, show_default=True, help="Record files to compare the engine on.")
+@click.option("--licence", default=PackageConfig.licence, help="Licence of the model, for its card.")
 def main(**options):
     """Packs a model with an engine and registers it as a version with an alias."""
     package(PackageConfig(**options))

@@ -10,6 +10,7 @@ from colours import write_split
 
 import carflavor
 from carflavor import engines, flavor, parity
+from carflavor.evaluate import EvaluateConfig, evaluate
 from carflavor.package import PackageConfig, package
 
 NAMES = ["red", "green", "blue"]
@@ -55,6 +56,37 @@ def test_package_packs_openvino_and_says_how_it_compares(store, logged_model, da
     assert {"parity_float32_box.png", "model"} <= {file.path for file in store.list_artifacts(version.run_id)}
     # What loading it may demand.
     assert store.get_model_version("cars", "1").tags["carflavor.manifest_sha256"] == flavor.manifest_sha256(path)
+
+
+@pytest.mark.parametrize("engine", ["keras", "openvino"])
+def test_package_writes_a_card_of_what_evaluate_has_found(store, logged_model, data, engine):
+    write_split(data / "test.h5", [0, 1, 2] * 7)
+    found = evaluate(EvaluateConfig(logged_model, str(data)))["box"]
+    (evaluation,) = store.search_runs(["0"], "tags.`carflavor.step` = 'evaluate'")
+    package(PackageConfig(logged_model, "cars", "challenger", engine, "auto", licence="For research alone."))
+    path = Path(mlflow.artifacts.download_artifacts("models:/cars@challenger"))
+    card = (path / "README.md").read_text(encoding="utf-8")
+    version = store.get_model_version("cars", "1")
+    assert version.description == card
+    assert card.startswith("# cars\n\nNames the car in a photo: one of 3 classes, red, green, blue.\n")
+    assert f"on 21 test photos of colours, run `{evaluation.info.run_id}`" in card
+    assert f"| `box` | {found.measurement.top_1} | " in card and "| `full` | " in card
+    assert "It was registered as `models:/cars@challenger`." in card
+    assert "\nFor research alone. The licence of the photos\n" in card
+    assert ("same answer as Keras for 100.00 %\n  of 12 photos" in card) == (engine == "openvino")
+    # It is under no digest: what loading demands is there all the same, and a changed card does no harm.
+    assert flavor.manifest_sha256(path) == version.tags["carflavor.manifest_sha256"]
+    (path / "README.md").write_text("changed")
+    assert carflavor.load_model(path).class_names == NAMES
+    # The model of the training has none, and neither has what lies there changed.
+    assert not list(Path(mlflow.artifacts.download_artifacts(logged_model)).glob("README.md"))
+
+
+def test_package_writes_nothing_into_a_folder_of_its_user(store, packed_model):
+    before = sorted(path.name for path in packed_model.iterdir())
+    package(PackageConfig(str(packed_model), register_as="cars", engine="keras"))
+    assert sorted(path.name for path in packed_model.iterdir()) == before
+    assert "It was not measured on test photos" in store.get_model_version("cars", "1").description
 
 
 def test_package_packs_a_model_of_openvino_for_keras_again(store, logged_model, photos):
