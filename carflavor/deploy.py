@@ -19,9 +19,9 @@ from pathlib import Path
 
 import mlflow
 
-from carflavor import tracking
+from carflavor import hosting, tracking
 from carflavor.data.example import example_photo
-from carflavor.data.locations import data_home, resolve_model
+from carflavor.data.locations import data_home, resolve_input, resolve_model, resolve_output
 from carflavor.package import MANIFEST_TAG
 from carflavor.scoring import BOX_COLUMNS
 
@@ -40,10 +40,12 @@ class DeployConfig:
 
     Attributes:
         model: Model directory that carflavor wrote, as path, `runs:/...` or `models:/...`.
-        target: Where to, one of `TARGETS`; so far `local`.
-        port: Port of the local server; 0 for any free one.
-        workers: Processes of the local server, each with the model.
-        keep: Whether the local server stays until Ctrl-C, instead of ending after its first answer.
+        target: Where to, one of `TARGETS`; so far `local`, `docker` and `server`.
+        port: Port on 127.0.0.1; 0 for any free one.
+        workers: Processes of the server, each with the model; an image has one.
+        keep: Whether the local server or container stays until Ctrl-C, instead of ending after its first answer.
+        name: Name of the image or of the service.
+        out: Folder to write for `docker` and `server`; empty for one under `CARFLAVOR_HOME`.
     """
 
     model: str
@@ -51,27 +53,41 @@ class DeployConfig:
     port: int = 5001
     workers: int = 1
     keep: bool = True
+    name: str = "carflavor"
+    out: str = ""
 
 
 def deploy(config):
     """Starts `carflavor.server`, waits until it is healthy, sends a photo of the sample and prints the answer.
 
+    For `docker` it runs in a container, of an image that is built before; where no Docker engine runs, the folder that
+    the image is built from is written and no more. For `server`, what systemd and nginx need is written.
+
     Args:
         config: `DeployConfig`.
 
     Returns:
-        The server's answer, a dict with `predictions`.
+        The server's answer, a dict with `predictions`; None where files were written and no server was started.
 
     Raises:
-        ValueError: If the target is not there yet, the port is taken, or the server does not come up or answer.
+        ValueError: If the target is not there yet, the port is taken, the folder has other files, the image cannot be
+            built, or the server does not come up or answer.
     """
     with tracking.step_run("deploy", config):
-        if config.target != "local":
-            raise ValueError(f"target={config.target} is not there yet. So far there is target=local")
+        if config.target == "azureml":
+            raise ValueError("target=azureml is not there yet. So far there are target=local, docker and server")
+        if config.target == "server":
+            _write_server_files(config)
+            return None
+        if config.target == "docker" and not _build_image(config):
+            return None
         port = _free_port(config.port)
         url = f"http://{_HOST}:{port}"
-        model = resolve_model(config.model)
-        with _serving(model, port, config.workers, _find_digest(model)) as server:
+        if config.target == "docker":
+            serving = _serving(hosting.docker_run(config.name, port))
+        else:
+            serving = _serving_locally(resolve_model(config.model), port, config.workers)
+        with serving as server:
             _wait_until_healthy(server, url)
             photo, box, class_name = example_photo()
             answer = _ask(url, photo, box)
@@ -112,21 +128,47 @@ def _find_digest(model):
     return found.tags.get(MANIFEST_TAG, "")
 
 
-@contextlib.contextmanager
-def _serving(model, port, workers, digest):
+def _write_server_files(config):
+    out, model, digest = _find_out(config), resolve_input(config.model, "model"), _find_digest(config.model)
+    hosting.write_server_files(model, out, config.name, config.port, config.workers, digest)
+    print(f"Wrote {out}. INSTALL.md there says how to serve it with systemd and nginx", flush=True)
+
+
+def _build_image(config):
+    """Builds the image; says so and returns False where there is no engine to do it."""
+    out, model, digest = _find_out(config), resolve_input(config.model, "model"), _find_digest(config.model)
+    hosting.write_docker_context(model, out, config.name, digest)
+    if not hosting.docker_answers():
+        line = f"docker build -t {config.name} {shlex.quote(str(out))}"
+        print(f"No Docker engine answers here: wrote the build context alone. Where one runs:  {line}", flush=True)
+        return False
+    hosting.build_image(out, config.name)
+    print(f"Built the image {config.name}. Serve it:  {shlex.join(hosting.docker_run(config.name, 8080))}", flush=True)
+    return True
+
+
+def _find_out(config):
+    if config.out:
+        return resolve_output(config.out, "out")
+    return data_home() / "deploy" / f"{config.name}-{config.target}"
+
+
+def _serving_locally(model, port, workers):
     command = [sys.executable, "-m", "carflavor.server", "--model", model, "--host", _HOST, "--port", str(port)]
-    # A session of its own: Ctrl-C is for this process, which then ends the server.
-    server = subprocess.Popen(
+    digest = _find_digest(model)
+    return _serving(
         [*command, "--workers", str(workers)],
-        start_new_session=True,
-        env={
-            **os.environ,
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-            # Also where carflavor is not installed, as in an environment of `mlflow run`.
-            "PYTHONPATH": os.pathsep.join([str(_PROJECT), os.environ.get("PYTHONPATH", "")]),
-            **({"CARFLAVOR_EXPECTED_SHA256": digest} if digest else {}),
-        },
+        MLFLOW_TRACKING_URI=mlflow.get_tracking_uri(),
+        # Also where carflavor is not installed, as in an environment of `mlflow run`.
+        PYTHONPATH=os.pathsep.join([str(_PROJECT), os.environ.get("PYTHONPATH", "")]),
+        **({"CARFLAVOR_EXPECTED_SHA256": digest} if digest else {}),
     )
+
+
+@contextlib.contextmanager
+def _serving(command, **environment):
+    # A session of its own: Ctrl-C is for this process, which then ends the server.
+    server = subprocess.Popen(command, start_new_session=True, env={**os.environ, **environment})
     try:
         yield server
     finally:

@@ -14,8 +14,10 @@ from carflavor.deploy import TARGETS, DeployConfig, deploy
 @click.option(
     "--keep", default=DeployConfig.keep, show_default=True, type=bool, help="Serve until Ctrl-C, or end at once."
 )
+@click.option("--name", default=DeployConfig.name, show_default=True, help="Of the image or the service.")
+@click.option("--out", default=DeployConfig.out, help="Folder to write; one under ~/.carflavor if empty.")
 def main(**options):
-    """Serves a model and asks it for a photo of the sample."""
+    """Serves a model and asks it for a photo of the sample, or writes what a server needs."""
     deploy(DeployConfig(**options))
 
 

@@ -226,10 +226,10 @@ def test_deploy_refuses_a_port_that_is_taken(store, packed_model):
             deploy(DeployConfig(str(packed_model), port=port))
 
 
-@pytest.mark.parametrize("target", ["docker", "server", "azureml"])
-def test_deploy_refuses_targets_that_are_not_there_yet(store, packed_model, target):
-    with pytest.raises(ValueError, match=f"^target={target} is not there yet. So far there is target=local$"):
-        deploy(DeployConfig(str(packed_model), target=target))
+def test_deploy_refuses_targets_that_are_not_there_yet(store, packed_model):
+    message = "^target=azureml is not there yet. So far there are target=local, docker and server$"
+    with pytest.raises(ValueError, match=message):
+        deploy(DeployConfig(str(packed_model), target="azureml"))
 
 
 def test_deploy_says_when_the_server_does_not_come_up(store, tmp_path):
