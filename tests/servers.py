@@ -1,4 +1,4 @@
-"""Real servers for tests: `mlflow models serve`, `carflavor.server`, Azurite and a web server; and a client."""
+"""Real servers for tests: MLflow's two, `carflavor.server`, Azurite and a web server; and a client."""
 
 import contextlib
 import functools
@@ -93,6 +93,12 @@ def mlflow_models_serve(model, folder, environment, env_manager="local", seconds
     """Context manager of a `Server` that MLflow starts."""
     command = ["-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", env_manager]
     return serving(command, folder / f"serve-{env_manager}.log", folder, environment, seconds)
+
+
+def mlflow_server(folder, environment):
+    """Context manager of a `Server` of MLflow's own, with an sqlite store in a folder."""
+    command = ["-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    return serving(command, folder / "mlflow-server.log", folder, environment, seconds=120)
 
 
 def carflavor_server(model, folder, environment, workers=1):
