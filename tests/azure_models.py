@@ -92,8 +92,9 @@ def _find_in_object(value, model, models, place):
             yield from _find_in_object(value, getattr(models, subtypes[value[key]]), models, place)
         return
     attributes = {entry["key"]: (name, entry["type"]) for name, entry in model._attribute_map.items()}
-    for key in value.keys() - attributes.keys():
-        yield f"{prefix}{key}: expected one of {', '.join(sorted(attributes))}"
+    for key in value:
+        if key not in attributes:
+            yield f"{place or 'body'}: expected keys among {', '.join(sorted(attributes))}, got {key!r}"
     for key, (attribute, kind) in attributes.items():
         rules = dict(model._validation.get(attribute, {}))
         readonly, required = rules.pop("readonly", False), rules.pop("required", False)

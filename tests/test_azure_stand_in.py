@@ -13,7 +13,8 @@ import urllib.request
 import pytest
 from azure_models import find_faults
 from azure_stand_in import AzureStandIn
-from servers import carflavor_server
+from mlflow import MlflowClient
+from servers import mlflow_models_serve, mlflow_server
 from servers import request as plain_request
 
 from carflavor.image import encode_jpeg
@@ -190,7 +191,7 @@ def test_checker_lets_right_bodies_through(body, model):
             "OnlineDeploymentData",
             "sku.count",
             2,
-            "sku.count: expected one of capacity, family, name, size, tier",
+            "sku: expected keys among capacity, family, name, size, tier, got 'count'",
         ),
         (DEPLOYMENT, "OnlineDeploymentData", "location", None, "location: expected a value, got none"),
         (DEPLOYMENT, "OnlineDeploymentData", "sku.capacity", "2", "sku.capacity: expected int, got '2'"),
@@ -270,8 +271,8 @@ def test_server_refuses_wrong_bodies_and_changes_nothing(stand_in):
     assert status == 400
     assert answer["error"]["code"] == "BadRequest"
     assert [detail["message"] for detail in answer["error"]["details"]] == [
-        "properties.authentication: expected one of authMode, compute, description, keys, mirrorTraffic, properties, "
-        "provisioningState, publicNetworkAccess, scoringUri, swaggerUri, traffic",
+        "properties: expected keys among authMode, compute, description, keys, mirrorTraffic, properties, "
+        "provisioningState, publicNetworkAccess, scoringUri, swaggerUri, traffic, got 'authentication'",
         "properties.authMode: expected a value, got none",
     ]
     assert "wrong" not in stand_in.endpoints
@@ -509,12 +510,129 @@ def test_deployment_that_ends_failed_gets_no_traffic(stand_in, plugin, config):
 
 
 def test_endpoint_answers_with_the_packed_model(
-    stand_in, plugin, config, packed_model, photos, clean_environment, tmp_path, two_colours, traffic_file
+    stand_in, plugin, packed_model, photos, clean_environment, tmp_path, two_colours
 ):
-    rows = {"image": [base64.b64encode(encode_jpeg(photo)).decode() for photo in photos[:3]]}
-    with carflavor_server(packed_model, tmp_path, clean_environment) as server:
+    photo = base64.b64encode(encode_jpeg(photos[0])).decode()
+    split = {"columns": ["image"], "data": [[photo]]}
+    with mlflow_models_serve(packed_model, tmp_path, clean_environment) as server:
+        [expected] = json.loads(plain_request(f"{server.url}/invocations", {"dataframe_split": split})[1])[
+            "predictions"
+        ]
         stand_in.scoring_url = f"{server.url}/invocations"
-        split = {"columns": ["image"], "data": [[image] for image in rows["image"]]}
-        expected = json.loads(plain_request(f"{server.url}/invocations", {"dataframe_split": split})[1])["predictions"]
-        assert plugin("predict", endpoint="pair", df=rows) == expected
-        assert plugin("predict", endpoint="pair", deployment_name="green", df=rows) == expected
+        since = len(stand_in.requests)
+        for arguments in [{"endpoint": "pair"}, {"endpoint": "pair", "deployment_name": "green"}]:
+            [row] = plugin("predict", df={"image": [photo]}, **arguments)
+            # The plugin reads figures by pandas, which rounds them.
+            assert (row["label"], row["prob"]) == (expected["label"], pytest.approx(expected["prob"], abs=1e-9))
+        scored = [record for record in stand_in.requests[since:] if record.path == "/inference/pair/score"]
+        assert [record.headers["azureml-model-deployment"] for record in scored] == [None, "green"]
+        assert [record.body["input_data"]["columns"] for record in scored] == [["image"], ["image"]]
+
+        finish(stand_in, "PATCH", "/onlineEndpoints/pair", {"properties": {"traffic": {"blue": 90, "green": 10}}})
+        key = send(stand_in, "POST", "/onlineEndpoints/pair/listKeys")[1]["secondaryKey"]
+
+        def score(body, key=key):
+            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+            return open_url(stand_in, "POST", f"{stand_in.url}/inference/pair/score", body, headers)
+
+        answers = [score({"input_data": split}) for _ in range(20)]
+        assert [answer[1] for answer in answers] == [[expected]] * 20
+        chosen = [headers["azureml-model-deployment"] for _, _, headers in answers]
+        assert (chosen.count("blue"), chosen.count("green")) == (18, 2)
+        assert score({"input_data": [{"image": photo}], "params": {"top_k": 1}})[1] == [
+            {**expected, "top_k": expected["top_k"][:1]}
+        ]
+        # The body of MLflow's own server is none of Azure's.
+        assert score({"dataframe_split": split})[:2] == (
+            424,
+            {
+                "error": {
+                    "code": "ModelError",
+                    "message": "Request must contain a top level key named 'input_data'.",
+                    "details": [],
+                }
+            },
+        )
+        status, answer, _ = score({"input_data": [{"image": "no photo"}]})
+        assert (status, "row 0" in answer["error"]["message"]) == (424, True)
+        assert score({"input_data": split}, key="guessed")[0] == 401
+
+
+STORE_CLIENT = """
+import sys
+import mlflow
+from mlflow.entities import Metric, Param
+mlflow.set_experiment("cars")
+with mlflow.start_run() as run:
+    mlflow.log_params({"network": "tiny"})
+    client = mlflow.MlflowClient()
+    client.log_batch(run.info.run_id, metrics=[Metric("loss", 1 / step, 0, step) for step in range(1, 5)])
+    mlflow.log_metrics({"accuracy": 0.5}, synchronous=False)
+    mlflow.log_dict({"epochs": 2}, "config.json")
+    mlflow.log_artifacts(sys.argv[1], "model")
+client.create_registered_model("fresh")
+version = client.create_model_version("fresh", "file://" + sys.argv[1], tags={"colour": "blue"})
+print(run.info.run_id, version.version, version.source)
+try:
+    client.create_logged_model(run.info.experiment_id)
+except mlflow.MlflowException as error:
+    print(error)
+"""
+
+
+def test_workspace_is_a_tracking_store_and_a_registry(stand_in, packed_model, clean_environment, tmp_path):
+    with mlflow_server(tmp_path, clean_environment) as server:
+        stand_in.mlflow_url = server.url
+        environment = clean_environment | stand_in.environment | {"MLFLOW_TRACKING_URI": stand_in.workspace_uri}
+        command = [sys.executable, "-c", STORE_CLIENT, str(packed_model)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr[-3000:]
+        *_, created, refused = done.stdout.splitlines()
+        run_id, version, source = created.split()
+        client = MlflowClient(server.url)
+        run = client.get_run(run_id)
+        assert (run.info.status, run.data.params) == ("FINISHED", {"network": "tiny"})
+        assert [metric.value for metric in client.get_metric_history(run_id, "loss")] == [1, 1 / 2, 1 / 3, 1 / 4]
+        assert run.data.metrics["accuracy"] == 0.5
+        batches = [record for record in stand_in.requests if "/runs/log-batch" in record.path]
+        assert [(record.path.rpartition("/")[2], len(record.body.get("metrics", []))) for record in batches] == [
+            ("log-batch", 0),
+            ("log-batch", 4),
+            ("log-batch-async", 1),
+        ]
+    assert (version, source[:32]) == ("1", "azureml://artifacts/LocalUpload/")
+    properties = stand_in.models["fresh", "1"]["properties"]
+    assert (properties["modelUri"], properties["tags"]) == (source, {"colour": "blue"})
+    files = {
+        str(path.relative_to(packed_model)): path.read_bytes() for path in packed_model.rglob("*") if path.is_file()
+    }
+    prefix = f"{source.removeprefix('azureml://artifacts/')}/"
+    uploaded = {name.removeprefix(prefix): data for name, data in stand_in.blobs.items() if name.startswith(prefix)}
+    assert uploaded == files
+    prefix = f"ExperimentRun/{run_id}/"
+    logged = {name.removeprefix(prefix): data for name, data in stand_in.blobs.items() if name.startswith(prefix)}
+    assert logged == {f"model/{name}": data for name, data in files.items()} | {"config.json": b'{\n  "epochs": 2\n}'}
+    # What Azure answers to MLflow 3 (Azure/azure-sdk-for-python#44896), for which reason log_model fails there.
+    assert refused == (
+        "API request to endpoint /api/2.0/mlflow/logged-models failed with error code 404 != 200. Response body: ''"
+    )
+
+
+def test_plugin_cannot_update_a_deployment(stand_in, plugin, config):
+    """It sends the whole deployment by PATCH, whose published model has next to nothing of it."""
+    plugin("create_deployment", name="fixed", model_uri="models:/cars/1", config=config)
+    with pytest.raises(PluginError) as raised:
+        plugin("update_deployment", name="fixed", model_uri="models:/cars/1", config=config)
+    assert "properties: expected keys among endpointComputeType, got 'model'" in str(raised.value)
+    assert stand_in.deployments["fixed", "fixed"]["properties"]["provisioningState"] == "Succeeded"
+
+
+def test_plugin_cannot_set_the_scale(stand_in, plugin, tmp_path):
+    """It takes `type` from the file and loses it on the way, since the API's models call it `scaleType`."""
+    path = tmp_path / "deploy.json"
+    path.write_text(json.dumps({**CONFIG, "scale_settings": {"type": "default"}}))
+    with pytest.raises(PluginError) as raised:
+        plugin("create_deployment", name="scaled", model_uri="models:/cars/1", config={"deploy-config-file": str(path)})
+    message = "properties.scaleSettings.scaleType: expected one of Default, TargetUtilization, got None"
+    assert message in str(raised.value)
+    assert ("scaled", "scaled") not in stand_in.deployments
