@@ -187,7 +187,7 @@ class AzureStandIn:
 
     def _get_clouds(self, record):
         authentication = {"loginEndpoint": self.url, "audiences": [self.url], "tenant": "common"}
-        suffixes = {"storage": "core.windows.net", "keyVaultDns": "vault.azure.net", "acrLoginServer": "azurecr.io"}
+        suffixes = {"storage": azure_store.STORAGE, "keyVaultDns": "vault.azure.net", "acrLoginServer": "azurecr.io"}
         cloud = {"name": "StandIn", "portal": self.url, "resourceManager": f"{self.url}/"}
         return 200, [{**cloud, "authentication": authentication, "suffixes": suffixes}]
 
@@ -603,9 +603,12 @@ _ROUTES = [
     *[route(method, f"/mlflow/v2.0{_WORKSPACE}/{{rest}}", azure_store.forward) for method in _METHODS],
     route("POST", f"{_ARTIFACTS}/batch/metadata", azure_store.create_artifacts),
     route("GET", _ARTIFACTS, azure_store.list_artifacts),
+    route("GET", f"{_ARTIFACTS}/contentinfo", azure_store.get_artifact),
     route("POST", f"{_RUN_ARTIFACTS}/batch/metadata", azure_store.create_artifacts),
     route("GET", _RUN_ARTIFACTS, azure_store.list_artifacts),
-    route("PUT", "/storage/{rest}", azure_store.put_blob),
+    route("GET", f"{_RUN_ARTIFACTS}/contentinfo", azure_store.get_artifact),
+    route("PUT", f"/{azure_store.ACCOUNT}/{{rest}}", azure_store.put_blob),
+    route("GET", f"/{azure_store.ACCOUNT}/{{rest}}", azure_store.get_blob),
     route("GET", f"/modelmanagement/v1.0{_WORKSPACE}/services", AzureStandIn._list_services),
     route("GET", f"/modelmanagement/v1.0{_WORKSPACE}/services/{{service}}", AzureStandIn._get_service),
 ]

@@ -8,6 +8,10 @@ import urllib.request
 
 # Azure has MLflow's second version of the API alone: Azure/azure-sdk-for-python#44896 shows its empty 404.
 _ABSENT = re.compile(r"api/2\.0/mlflow/(logged-models|traces)|api/3\.0/|version$")
+# The plugin reads files from URLs alone in which `.blob.` and the cloud's suffix for storage stand.
+STORAGE = "stand-in"
+ACCOUNT = f"cars.blob.{STORAGE}"
+_BLOB = {"ETag": '"1"', "Last-Modified": "Wed, 25 Nov 2026 12:00:00 GMT", "x-ms-blob-type": "BlockBlob"}
 _ASYNC = "api/2.0/preview/mlflow/runs/"
 
 
@@ -74,8 +78,18 @@ def list_artifacts(stand_in, record, container, origin="ExperimentRun", experime
     return 200, {"value": [{"origin": origin, "container": container, "path": path} for path in paths]}
 
 
+def get_artifact(stand_in, record, container, origin="ExperimentRun", experiment=None, **scope):
+    """Answers with the address of a file."""
+    stand_in.check_access(record, **scope, versions=())
+    path = record.query["path"]
+    if f"{origin}/{container}/{path}" not in stand_in.blobs:
+        return 404, {"error": {"code": "UserError", "message": f"The artifact '{path}' was not found."}}
+    return 200, _locate(stand_in, origin, container, path)
+
+
 def _locate(stand_in, origin, container, path):
-    address = f"{stand_in.url}/storage/{origin}/{urllib.parse.quote(f'{container}/{path}')}?sig={stand_in.signature}"
+    name = urllib.parse.quote(f"{origin}/{container}/{path}")
+    address = f"{stand_in.url}/{ACCOUNT}/{name}?sig={stand_in.signature}"
     return {"contentUri": address, "origin": origin, "container": container, "path": path}
 
 
@@ -90,4 +104,16 @@ def put_blob(stand_in, record, rest):
         stand_in.blobs[rest] = b"".join(stand_in.blocks.pop((rest, block.decode())) for block in blocks)
     else:
         stand_in.blobs[rest] = record.body or b""
-    return 201, None, {"ETag": '"1"', "Last-Modified": "Wed, 25 Nov 2026 12:00:00 GMT", "x-ms-version": "2021-12-02"}
+    return 201, None, _BLOB
+
+
+def get_blob(stand_in, record, rest):
+    """Returns a file, or the part of it that a header asks for."""
+    stand_in.check_signature(record)
+    data, asked = stand_in.blobs[rest], re.fullmatch(r"bytes=(\d+)-(\d+)", record.headers["x-ms-range"] or "")
+    if not asked:
+        return 200, data, _BLOB
+    start, stop = int(asked[1]), min(int(asked[2]) + 1, len(data))
+    if start >= stop:
+        return 416, b"", {"x-ms-error-code": "InvalidRange", **_BLOB}
+    return 206, data[start:stop], {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}", **_BLOB}
