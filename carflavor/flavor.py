@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import cloudpickle
@@ -246,11 +247,13 @@ def log_model(network, class_names, name="model", **options):
         class_names: C names in the order of the probabilities.
         name: Name of the model in the run.
         **options: What `save_model` takes besides, and what `mlflow.models.Model.log` takes, such as
-            `registered_model_name` or `tags`.
+            `registered_model_name` or `tags`; the latter not where Azure ML is the tracking store.
 
     Returns:
         `mlflow.models.model.ModelInfo`.
     """
+    if mlflow.get_tracking_uri().startswith("azureml:"):
+        return _log_files(network, class_names, name, **options)
     return Model.log(
         artifact_path=None,
         name=name,
@@ -259,6 +262,20 @@ def log_model(network, class_names, name="model", **options):
         class_names=class_names,
         **options,
     )
+
+
+def _log_files(network, class_names, name, **options):
+    """Logs a model as files of a run, which Azure ML has; it answers 404 to the logged models of MLflow 3.
+
+    Reference: [Azure/azure-sdk-for-python#44896](https://github.com/Azure/azure-sdk-for-python/issues/44896)
+    """
+    run_id = (mlflow.active_run() or mlflow.start_run()).info.run_id
+    mlflow_model = Model(artifact_path=name, run_id=run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model")
+        save_model(network, path, class_names, mlflow_model=mlflow_model, **options)
+        mlflow.log_artifacts(path, name)
+    return mlflow_model.get_model_info()
 
 
 def load_model(model_uri, dst_path=None, engine=None, allow_fallback=None, expected_sha256=None, threads=None):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 import carflavor
 from carflavor import engines, flavor, report, tracking
@@ -84,7 +86,7 @@ def package(config):
         # The registry refers to a place that lasts, where the model lies with its card.
         mlflow.log_artifacts(path, "model")
         uri = f"runs:/{mlflow.active_run().info.run_id}/model"
-        version = mlflow.register_model(uri, config.register_as, tags={MANIFEST_TAG: digest})
+        version = _register(uri, config.register_as, {MANIFEST_TAG: digest})
         client = mlflow.MlflowClient()
         client.update_model_version(config.register_as, version.version, description=card)
         client.set_registered_model_alias(config.register_as, config.alias, version.version)
@@ -97,6 +99,21 @@ def package(config):
             config.alias,
         )
     return version
+
+
+def _register(uri, name, tags):
+    if not (uri.startswith("runs:/") and mlflow.get_registry_uri().startswith("azureml:")):
+        return mlflow.register_model(uri, name, tags=tags)
+    # MLflow does not find the model among the files that azureml-mlflow lists, which it takes for the run's, and then
+    # looks for a logged model, which Azure does not have: it gets the address of the files instead.
+    client = mlflow.MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = RunsArtifactRepository.get_underlying_uri(uri)
+    return client.create_model_version(name, source, run_id=uri.split("/")[1], tags=tags)
 
 
 def _check_names(config):

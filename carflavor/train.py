@@ -417,7 +417,8 @@ def _keep_model(run_id, kept, config, training):
         return
     with tempfile.TemporaryDirectory(dir=kept.folder) as folder:
         carflavor.save_model(path=Path(folder) / "model", **_what_to_pack(kept, config, training))
-        mlflow.MlflowClient().log_artifacts(run_id, Path(folder) / "model", "model")
+        # As text: azureml-mlflow takes no Path.
+        mlflow.MlflowClient().log_artifacts(run_id, str(Path(folder) / "model"), "model")
     _logger.warning(
         "Kept the model of epoch %d, not calibrated: runs:/%s/model. The same command goes on after epoch %d, from %s",
         kept.progress["best"]["epoch"],
