@@ -2,7 +2,9 @@
 
 import base64
 import copy
+import hashlib
 import json
+import os
 import re
 import ssl
 import subprocess
@@ -13,10 +15,12 @@ import urllib.request
 import pytest
 from azure_models import find_faults
 from azure_stand_in import AzureStandIn
+from colours import PROJECT
 from mlflow import MlflowClient
 from servers import mlflow_models_serve, mlflow_server
 from servers import request as plain_request
 
+import carflavor
 from carflavor.image import encode_jpeg
 
 API = "2022-02-01-preview"
@@ -382,6 +386,25 @@ def test_deployment_needs_a_registered_model_and_a_machine(stand_in, two_colours
     assert ("pair", "red") not in stand_in.deployments
 
 
+def test_instances_and_tags_are_changed_by_patch_and_nothing_else(stand_in, two_colours):
+    path = "/onlineEndpoints/pair/deployments/green"
+    finish(stand_in, "PATCH", path, {"sku": {"capacity": 3}, "tags": {"tried": "yes"}})
+    green = stand_in.deployments["pair", "green"]
+    assert (green["sku"], green["tags"]) == ({"name": "Default", "capacity": 3}, {"tried": "yes"})
+    assert green["properties"] == {**DEPLOYMENT["properties"], "provisioningState": "Succeeded"}
+    status, answer, _ = send(stand_in, "POST", f"{path}/getLogs", {"containerType": "InferenceServer", "tail": 10})
+    assert (status, answer) == (200, {"content": "Instance status:\nInferenceServer: Succeeded\n"})
+
+
+@pytest.mark.parametrize("kind, status", [("MLFlow", 201), ("mlflow_model", 400)])
+def test_model_is_registered_by_the_older_version_of_the_api(stand_in, kind, status):
+    # What is `modelType` in 2022-02-01-preview was called `modelFormat`.
+    body = {"properties": {"modelUri": "azureml://artifacts/x", "modelFormat": kind}}
+    assert send(stand_in, "PUT", "/models/older/versions/1", body, version="2021-10-01")[0] == status
+    assert (("older", "1") in stand_in.models) == (status == 201)
+    stand_in.models.pop(("older", "1"), None)
+
+
 def test_names_of_endpoints_are_checked(stand_in):
     status, answer, _ = send(stand_in, "PUT", "/onlineEndpoints/my_cars", ENDPOINT)
     assert (status, answer["error"]["message"]) == (
@@ -580,42 +603,94 @@ except mlflow.MlflowException as error:
 """
 
 
-def test_workspace_is_a_tracking_store_and_a_registry(stand_in, packed_model, clean_environment, tmp_path):
-    with mlflow_server(tmp_path, clean_environment) as server:
+@pytest.fixture(scope="module")
+def mlflow_store(stand_in, clean_environment, tmp_path_factory):
+    """MLflow's client of the server that keeps the workspace's runs and models, past the stand-in."""
+    with mlflow_server(tmp_path_factory.mktemp("store"), clean_environment) as server:
         stand_in.mlflow_url = server.url
-        environment = clean_environment | stand_in.environment | {"MLFLOW_TRACKING_URI": stand_in.workspace_uri}
-        command = [sys.executable, "-c", STORE_CLIENT, str(packed_model)]
+        yield MlflowClient(server.url)
+
+
+@pytest.fixture
+def in_workspace(stand_in, mlflow_store, clean_environment, tmp_path):
+    """Function that runs Python code with the workspace as its tracking store and returns the lines it prints."""
+    environment = clean_environment | stand_in.environment | {"MLFLOW_TRACKING_URI": stand_in.workspace_uri}
+    # The project, and what tests have beside it.
+    environment |= {"PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])}
+    environment |= {"CARFLAVOR_HOME": str(tmp_path / "home")}
+
+    def run(code, *arguments):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr[-3000:]
-        *_, created, refused = done.stdout.splitlines()
-        run_id, version, source = created.split()
-        client = MlflowClient(server.url)
-        run = client.get_run(run_id)
-        assert (run.info.status, run.data.params) == ("FINISHED", {"network": "tiny"})
-        assert [metric.value for metric in client.get_metric_history(run_id, "loss")] == [1, 1 / 2, 1 / 3, 1 / 4]
-        assert run.data.metrics["accuracy"] == 0.5
-        batches = [record for record in stand_in.requests if "/runs/log-batch" in record.path]
-        assert [(record.path.rpartition("/")[2], len(record.body.get("metrics", []))) for record in batches] == [
-            ("log-batch", 0),
-            ("log-batch", 4),
-            ("log-batch-async", 1),
-        ]
+        return done.stdout.splitlines()
+
+    return run
+
+
+def read_blobs(stand_in, prefix):
+    return {name.removeprefix(prefix): data for name, data in stand_in.blobs.items() if name.startswith(prefix)}
+
+
+def test_workspace_is_a_tracking_store_and_a_registry(stand_in, packed_model, mlflow_store, in_workspace):
+    *_, created, refused = in_workspace(STORE_CLIENT, packed_model)
+    run_id, version, source = created.split()
+    run = mlflow_store.get_run(run_id)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"network": "tiny"})
+    assert [metric.value for metric in mlflow_store.get_metric_history(run_id, "loss")] == [1, 1 / 2, 1 / 3, 1 / 4]
+    assert run.data.metrics["accuracy"] == 0.5
+    batches = [one for one in stand_in.requests if "/runs/log-batch" in one.path and one.body["run_id"] == run_id]
+    assert [(record.path.rpartition("/")[2], len(record.body.get("metrics", []))) for record in batches] == [
+        ("log-batch", 0),
+        ("log-batch", 4),
+        ("log-batch-async", 1),
+    ]
     assert (version, source[:32]) == ("1", "azureml://artifacts/LocalUpload/")
     properties = stand_in.models["fresh", "1"]["properties"]
     assert (properties["modelUri"], properties["tags"]) == (source, {"colour": "blue"})
     files = {
         str(path.relative_to(packed_model)): path.read_bytes() for path in packed_model.rglob("*") if path.is_file()
     }
-    prefix = f"{source.removeprefix('azureml://artifacts/')}/"
-    uploaded = {name.removeprefix(prefix): data for name, data in stand_in.blobs.items() if name.startswith(prefix)}
-    assert uploaded == files
-    prefix = f"ExperimentRun/{run_id}/"
-    logged = {name.removeprefix(prefix): data for name, data in stand_in.blobs.items() if name.startswith(prefix)}
-    assert logged == {f"model/{name}": data for name, data in files.items()} | {"config.json": b'{\n  "epochs": 2\n}'}
+    assert read_blobs(stand_in, f"{source.removeprefix('azureml://artifacts/')}/") == files
+    assert read_blobs(stand_in, f"ExperimentRun/{run_id}/") == {
+        **{f"model/{name}": data for name, data in files.items()},
+        "config.json": b'{\n  "epochs": 2\n}',
+    }
     # What Azure answers to MLflow 3 (Azure/azure-sdk-for-python#44896), for which reason log_model fails there.
     assert refused == (
         "API request to endpoint /api/2.0/mlflow/logged-models failed with error code 404 != 200. Response body: ''"
     )
+
+
+TRAIN_AND_PACKAGE = """
+import sys
+from colours import add_tiny_network
+from carflavor.package import PackageConfig, package
+from carflavor.train import TrainConfig, train
+add_tiny_network()
+info = train(TrainConfig(data=sys.argv[1], network="tiny", epochs=2, batch_size=16))
+version = package(PackageConfig(model=info.model_uri, register_as="colours", engine="keras"))
+print(info.run_id, info.model_uri, version.name, version.version, version.source)
+"""
+
+
+def test_train_and_package_keep_their_work_in_the_workspace(stand_in, mlflow_store, in_workspace, data, tmp_path):
+    *_, line = in_workspace(TRAIN_AND_PACKAGE, data)
+    run_id, uri, name, version, source = line.split()
+    assert uri == f"runs:/{run_id}/model"
+    run = mlflow_store.get_run(run_id)
+    assert (run.info.status, run.data.tags["carflavor.step"]) == ("FINISHED", "train")
+    assert [metric.step for metric in mlflow_store.get_metric_history(run_id, "val_accuracy")] == [0, 1]
+    assert (name, version) == ("colours", "1")
+    assert source.endswith(f"/runs/{run_id}/artifacts/model")
+    model = stand_in.models["colours", "1"]["properties"]
+    assert model["modelUri"] == source
+    files = read_blobs(stand_in, f"ExperimentRun/{run_id}/model/")
+    assert hashlib.sha256(files["manifest.json"]).hexdigest() == model["tags"]["carflavor.manifest_sha256"]
+    for place, data in files.items():
+        (tmp_path / "model" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / place).write_bytes(data)
+    assert carflavor.load_model(tmp_path / "model").class_names == ["red", "green", "blue"]
 
 
 def test_plugin_cannot_update_a_deployment(stand_in, plugin, config):
