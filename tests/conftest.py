@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from azure.storage.blob import BlobServiceClient
 from colours import add_tiny_network, write_split
-from servers import azurite
+from servers import azurite, mlflow_models_serve
 
 import carflavor
 from carflavor.image import squash
@@ -80,6 +80,13 @@ def clean_environment():
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+
+
+@pytest.fixture(scope="session")
+def scoring_url(packed_model, tmp_path_factory, clean_environment):
+    """Where MLflow's own server answers by the packed model, as the one does that Azure puts around it."""
+    with mlflow_models_serve(packed_model, tmp_path_factory.mktemp("scoring"), clean_environment) as server:
+        yield f"{server.url}/invocations"
 
 
 @pytest.fixture
