@@ -1,0 +1,96 @@
+"""A model as a version of the workspace's registry: found there, or put there with an environment that Azure builds."""
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import mlflow
+import yaml
+from mlflow.exceptions import MlflowException
+
+try:
+    import azureml.mlflow  # noqa: F401, by which MLflow reads and writes azureml://
+except ImportError as error:
+    raise ImportError(f"Azure ML needs packages that are not here ({error}): pip install carflavor[azure]") from error
+
+from carflavor.azure.arm import print_call
+from carflavor.flavor import manifest_sha256
+from carflavor.package import MANIFEST_TAG
+
+ENVIRONMENT_TAG = "carflavor.azure_environment"
+# Azure's inference server imports it from 1.3 on, and installs what the model's conda.yaml says, no more.
+_MONITORING = "azureml-ai-monitoring==1.0.0"
+
+
+def prepare_model(path, dst_path):
+    """Writes a copy of a model directory whose environment Azure can build and serve from, if it has to differ.
+
+    Args:
+        path: Path of the model directory.
+        dst_path: Folder to write the copy to; must not exist.
+
+    Returns:
+        Path of the model directory to register: `path` itself where nothing has to differ.
+
+    Raises:
+        ValueError: If its `conda.yaml` is none, or names no Python.
+    """
+    conda = yaml.safe_load((Path(path) / "conda.yaml").read_text(encoding="utf-8"))
+    dependencies = conda.get("dependencies", []) if isinstance(conda, dict) else []
+    pythons = [entry for entry in dependencies if isinstance(entry, str) and re.match(r"python\s*=", entry)]
+    pips = [entry["pip"] for entry in dependencies if isinstance(entry, dict) and "pip" in entry]
+    if len(pythons) != 1 or len(pips) != 1:
+        raise ValueError(f"Expected {path}/conda.yaml to name a Python, as python=3.11, and packages under pip")
+    version = re.search(r"\d+\.\d+", pythons[0])
+    if version is None:
+        raise ValueError(f"Expected {path}/conda.yaml to name a Python as python=3.11. Received: {pythons[0]!r}")
+    changed = False
+    # A minor version: channels drop old patch versions, and a build that worked fails a year later.
+    if pythons[0] != f"python={version[0]}":
+        dependencies[dependencies.index(pythons[0])] = f"python={version[0]}"
+        changed = True
+    if not any(re.match(r"azureml-ai-monitoring\b", line) for line in pips[0]):
+        pips[0].append(_MONITORING)
+        changed = True
+    if not changed:
+        return Path(path)
+    shutil.copytree(path, dst_path)
+    (Path(dst_path) / "conda.yaml").write_text(yaml.safe_dump(conda, sort_keys=False), encoding="utf-8")
+    requirements = Path(dst_path) / "requirements.txt"
+    requirements.write_text("".join(f"{line}\n" for line in pips[0]), encoding="utf-8")
+    return Path(dst_path)
+
+
+def register_model(arm, path, name, tracking_uri):
+    """Finds the version of a model in a workspace's registry, or registers it.
+
+    A version is this model when it was registered with the same manifest and the same environment, so registering
+    twice makes one version.
+
+    Args:
+        arm: `carflavor.azure.arm.ResourceManager` of the workspace.
+        path: Path of the model directory, as `prepare_model` returned it.
+        name: Name in the registry.
+        tracking_uri: `azureml://...` of the workspace, by which MLflow uploads.
+
+    Returns:
+        The version, a str; of a dry run that would register it `new`.
+    """
+    environment = hashlib.sha256((Path(path) / "conda.yaml").read_bytes()).hexdigest()
+    tags = {MANIFEST_TAG: manifest_sha256(path), ENVIRONMENT_TAG: environment}
+    for version in arm.list(f"/models/{name}/versions"):
+        if tags.items() <= (version["properties"].get("tags") or {}).items():
+            return version["name"]
+    source = Path(path).resolve().as_uri()
+    if arm.dry_run:
+        print_call("REGISTER", f"{tracking_uri}, {name}", {"source": source, "tags": tags})
+        return "new"
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # azureml-mlflow uploads what begins with file://, and takes the rest for an address that Azure knows.
+    return client.create_model_version(name, source, tags=tags).version
