@@ -26,6 +26,7 @@ from carflavor.package import MANIFEST_TAG
 from carflavor.scoring import BOX_COLUMNS
 
 TARGETS = ("local", "docker", "server", "azureml")
+ACTIONS = ("create", "update", "status", "rollback", "delete")
 _HOST = "127.0.0.1"
 _PROJECT = Path(__file__).parents[1]
 _SECONDS_TO_START = 180
@@ -39,22 +40,33 @@ class DeployConfig:
     """Parameters of the step; the same names stand in MLproject.
 
     Attributes:
-        model: Model directory that carflavor wrote, as path, `runs:/...` or `models:/...`.
-        target: Where to, one of `TARGETS`; so far `local`, `docker` and `server`.
+        model: Model directory that carflavor wrote, as path, `runs:/...` or `models:/...`. Only `azureml` has actions
+            that need none.
+        target: Where to, one of `TARGETS`.
         port: Port on 127.0.0.1; 0 for any free one.
         workers: Processes of the server, each with the model; an image has one.
         keep: Whether the local server or container stays until Ctrl-C, instead of ending after its first answer.
-        name: Name of the image or of the service.
+        name: Name of the image, of the service, or of the endpoint at `azureml`.
         out: Folder to write for `docker` and `server`; empty for one under `CARFLAVOR_HOME`.
+        action: What to do at `azureml`: `create`, `update`, `status`, `rollback` or `delete`.
+        config: File that describes a deployment at `azureml`; our defaults if empty.
+        workspace: Azure ML workspace; the one known from where the user works if empty.
+        traffic: Shares of the traffic that a new deployment gets one after the other, in percent.
+        dry_run: Whether `azureml` prints what it would change instead.
     """
 
-    model: str
+    model: str = ""
     target: str = "local"
     port: int = 5001
     workers: int = 1
     keep: bool = True
     name: str = "carflavor"
     out: str = ""
+    action: str = "create"
+    config: str = ""
+    workspace: str = ""
+    traffic: str = "10,50,100"
+    dry_run: bool = False
 
 
 def deploy(config):
@@ -67,15 +79,18 @@ def deploy(config):
         config: `DeployConfig`.
 
     Returns:
-        The server's answer, a dict with `predictions`; None where files were written and no server was started.
+        The server's answer, a dict with `predictions`; None where files were written and no server was started. For
+        `azureml` see `carflavor.azure.rollout`.
 
     Raises:
-        ValueError: If the target is not there yet, the port is taken, the folder has other files, the image cannot be
-            built, or the server does not come up or answer.
+        ValueError: If the port is taken, the folder has other files, the image cannot be built, or the server does not
+            come up or answer; for `azureml` see `carflavor.azure.rollout`.
     """
     with tracking.step_run("deploy", config):
         if config.target == "azureml":
-            raise ValueError("target=azureml is not there yet. So far there are target=local, docker and server")
+            return _deploy_to_azure(config)
+        if not config.model:
+            raise ValueError("Expected model, which is to be served. Received: model=''")
         if config.target == "server":
             _write_server_files(config)
             return None
@@ -100,6 +115,15 @@ def deploy(config):
                     server.wait()
                     raise ValueError(f"The server ended by itself with exit code {server.returncode}")
     return answer
+
+
+def _deploy_to_azure(config):
+    try:
+        # Azure's packages are an extra.
+        from carflavor.azure.rollout import deploy_to_azure
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    return deploy_to_azure(config, _find_digest(config.model))
 
 
 def _free_port(port):

@@ -226,12 +226,6 @@ def test_deploy_refuses_a_port_that_is_taken(store, packed_model):
             deploy(DeployConfig(str(packed_model), port=port))
 
 
-def test_deploy_refuses_targets_that_are_not_there_yet(store, packed_model):
-    message = "^target=azureml is not there yet. So far there are target=local, docker and server$"
-    with pytest.raises(ValueError, match=message):
-        deploy(DeployConfig(str(packed_model), target="azureml"))
-
-
 def test_deploy_says_when_the_server_does_not_come_up(store, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="The server ended with exit code 1 before it was healthy"):
