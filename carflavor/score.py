@@ -30,7 +30,8 @@ from carflavor.scoring import UNKNOWN, check_parameters
 from carflavor.spark import check_master, check_visible, open_session
 
 WORK_FOLDER = ".score"  # below `out`
-SUCCESS = "_SUCCESS"  # as Spark and Hadoop mark a folder that is whole; readers of Parquet leave such names out
+# As Spark and Hadoop mark a folder that is whole; readers of Parquet leave such names out. Theirs is empty.
+SUCCESS, _OURS = "_SUCCESS", "carflavor score\n"
 _PUBLISHING = "publishing"
 # What of the environment changes answers: the engine, and what of a photo is too large.
 _ANSWERS_DEPEND_ON = ("CARFLAVOR_ENGINE", "CARFLAVOR_ALLOW_FALLBACK", "CARFLAVOR_MAX_")
@@ -125,6 +126,7 @@ def _write(config):
     read_manifest(model)
     photos = list_photos(config.photos)
     out = out or default_out("predictions", config.photos, photos.store)
+    _check_out(out)
     parts, sizes = cut_parts(photos)
     key = {
         "carflavor": carflavor.__version__,
@@ -161,6 +163,13 @@ def _write(config):
         **summary,
     }
     return out, summary, photos, shown
+
+
+def _check_out(out):
+    """Refuses a folder with parts of somebody else, which those of this run would replace."""
+    is_ours = (out / WORK_FOLDER).is_dir() or ((out / SUCCESS).is_file() and (out / SUCCESS).read_text() == _OURS)
+    if not is_ours and (others := sorted(path.name for path in out.glob("part-*.parquet"))):
+        raise ValueError(f"out: expected an empty folder or one of an earlier score, got {others[0]} in {out}")
 
 
 def _bring_model(model, folder):
@@ -236,7 +245,7 @@ def _publish(folder, out, parts):
     for name in map(name_part, range(parts)):
         if (folder / name).is_file():
             os.replace(folder / name, out / name)
-    (out / SUCCESS).touch()
+    (out / SUCCESS).write_text(_OURS)
 
 
 def _summarise(paths, count):

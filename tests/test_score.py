@@ -360,6 +360,17 @@ def test_earlier_predictions_stay_until_all_new_ones_are_there(cars, few_cars, o
     assert read(out)["photo"].to_pylist() == list(list_photos(str(cars)).names)
 
 
+def test_parts_of_somebody_else_are_left_alone(few_cars, openvino_model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "part-00000.parquet").write_bytes(b"theirs")
+    (out / SUCCESS).touch()
+    message = f"^out: expected an empty folder or one of an earlier score, got part-00000.parquet in {out}$"
+    with pytest.raises(ValueError, match=message):
+        write(openvino_model, few_cars, out, workers=1)
+    assert names(out) == [SUCCESS, "part-00000.parquet"]
+
+
 def test_another_setting_starts_over(cars, openvino_model, tmp_path, caplog, monkeypatch):
     def stop_after_two(self, number):
         if number == 2:
