@@ -85,7 +85,9 @@ def clean_environment():
 @pytest.fixture(scope="session")
 def scoring_url(packed_model, tmp_path_factory, clean_environment):
     """Where MLflow's own server answers by the packed model, as the one does that Azure puts around it."""
-    with mlflow_models_serve(packed_model, tmp_path_factory.mktemp("scoring"), clean_environment) as server:
+    # Other tests look at what is in the model's directory.
+    environment = clean_environment | {"PYTHONDONTWRITEBYTECODE": "1"}
+    with mlflow_models_serve(packed_model, tmp_path_factory.mktemp("scoring"), environment) as server:
         yield f"{server.url}/invocations"
 
 
