@@ -44,7 +44,12 @@ class Loop:
         network = core.read_model(Path(model) / "engine" / IR_FILE)
         self._size = network.input(0).partial_shape[1].get_length()
         network.reshape([batch_size, self._size, self._size, 3])
-        options = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+        options = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # two loops would share one core
+        }
         self._request = core.compile_model(network, "CPU", options).create_infer_request()
         self._batch = np.zeros((batch_size, self._size, self._size, 3), np.uint8)
 

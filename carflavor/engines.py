@@ -102,7 +102,12 @@ class OpenVinoEngine:
                 "The model was packed in bfloat16, which this CPU does not compute in: it runs in float32, "
                 "several times slower"
             )
-        options = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        options = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            # Bound threads of two processes, as of two workers of Spark, are bound to the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         compiled = core.compile_model(core.read_model(path), "CPU", options)

@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -95,6 +96,26 @@ def test_threads_take_turns(ir, squares, expected):
     for thread in threads:
         thread.join(60)
     np.testing.assert_allclose(np.concatenate([answers[row] for row in range(8)]), expected, atol=1e-5)
+
+
+def test_openvino_leaves_the_choice_of_cores_to_the_system(ir, clean_environment):
+    # By itself it binds threads while they compute, those of every process on a machine to the same cores.
+    code = (
+        "import contextlib, os, sys, threading, numpy\n"
+        "from carflavor.engines import OpenVinoEngine\n"
+        "engine = OpenVinoEngine(sys.argv[1], 'float32', threads=1)\n"
+        "squares = numpy.zeros((64, 32, 32, 3), 'uint8')\n"
+        "thread = threading.Thread(target=lambda: [engine(squares) for _ in range(50)])\n"
+        "thread.start()\n"
+        "seen = set()\n"
+        "while thread.is_alive():\n"
+        "    with contextlib.suppress(ProcessLookupError):\n"
+        "        seen |= {len(os.sched_getaffinity(int(each))) for each in os.listdir('/proc/self/task')}\n"
+        "print(*seen)\n"
+    )
+    command = [sys.executable, "-c", code, ir / "float32" / IR_FILE]
+    result = subprocess.run(command, capture_output=True, text=True, env=clean_environment, cwd=ir)
+    assert (result.returncode, result.stdout) == (0, f"{len(os.sched_getaffinity(0))}\n"), result.stderr
 
 
 def test_load_engine_takes_the_packed_one_or_another(keras_file, ir):
