@@ -25,7 +25,8 @@ from carflavor.predictions import CarModel, predict_split
 from carflavor.preprocess import open_split
 
 PRECISIONS = ("auto", *engines.PRECISIONS)
-MANIFEST_TAG = "carflavor.manifest_sha256"  # of a registered version: what loading it may demand
+# Of a registered version: what loading it may demand. Without a dot, which Unity Catalog refuses in names of tags.
+MANIFEST_TAG = "carflavor_manifest_sha256"
 _ALIAS = re.compile(r"[A-Za-z][\w-]{0,254}")
 
 _logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from carflavor.preprocess import open_split
 
 CHAMPION, CHALLENGER = "champion", "challenger"  # aliases in the registry
 CROP_CHOICES = ("all", *CROPS)
-EVALUATION_TAGS = "carflavor.evaluation."  # what tags of a version with its figures begin with
+# What tags of a version with its figures begin with. Unity Catalog refuses . , - = / : in names of tags.
+EVALUATION_TAGS = "carflavor_evaluation_"
 _P_VALUE = 0.05  # below it the report of evaluate calls a difference more than chance explains
 
 _logger = logging.getLogger(__name__)

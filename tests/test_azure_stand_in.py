@@ -686,7 +686,7 @@ def test_train_and_package_keep_their_work_in_the_workspace(stand_in, mlflow_sto
     model = stand_in.models["colours", "1"]["properties"]
     assert model["modelUri"] == source
     files = read_blobs(stand_in, f"ExperimentRun/{run_id}/model/")
-    assert hashlib.sha256(files["manifest.json"]).hexdigest() == model["tags"]["carflavor.manifest_sha256"]
+    assert hashlib.sha256(files["manifest.json"]).hexdigest() == model["tags"]["carflavor_manifest_sha256"]
     for place, data in files.items():
         (tmp_path / "model" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / place).write_bytes(data)

@@ -241,7 +241,7 @@ def test_what_no_server_can_be_told(openvino_model, tmp_path, changes, message):
 def test_a_model_that_the_registry_does_not_know_is_not_written(store, openvino_model, tmp_path):
     with mlflow.start_run() as run:
         mlflow.log_artifacts(openvino_model, "model")
-    mlflow.register_model(f"runs:/{run.info.run_id}/model", "cars", tags={"carflavor.manifest_sha256": "0" * 64})
+    mlflow.register_model(f"runs:/{run.info.run_id}/model", "cars", tags={"carflavor_manifest_sha256": "0" * 64})
     with pytest.raises(mlflow.MlflowException, match="expected a manifest.json with the SHA-256 0000000000"):
         write_server("models:/cars/1", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -55,7 +55,7 @@ def test_package_packs_openvino_and_says_how_it_compares(store, logged_model, da
     assert run.data.tags["carflavor.records"] == str(data)
     assert {"parity_float32_box.png", "model"} <= {file.path for file in store.list_artifacts(version.run_id)}
     # What loading it may demand.
-    assert store.get_model_version("cars", "1").tags["carflavor.manifest_sha256"] == flavor.manifest_sha256(path)
+    assert store.get_model_version("cars", "1").tags["carflavor_manifest_sha256"] == flavor.manifest_sha256(path)
 
 
 @pytest.mark.parametrize("engine", ["keras", "openvino"])
@@ -75,7 +75,7 @@ def test_package_writes_a_card_of_what_evaluate_has_found(store, logged_model, d
     assert "\nFor research alone. The licence of the photos\n" in card
     assert ("same answer as Keras for 100.00 %\n  of 12 photos" in card) == (engine == "openvino")
     # It is under no digest: what loading demands is there all the same, and a changed card does no harm.
-    assert flavor.manifest_sha256(path) == version.tags["carflavor.manifest_sha256"]
+    assert flavor.manifest_sha256(path) == version.tags["carflavor_manifest_sha256"]
     (path / "README.md").write_text("changed")
     assert carflavor.load_model(path).class_names == NAMES
     # The model of the training has none, and neither has what lies there changed.

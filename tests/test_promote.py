@@ -11,6 +11,7 @@ from carflavor import promote as promote_module
 from carflavor.data.records import RecordWriter
 from carflavor.image import squash
 from carflavor.measures import compare
+from carflavor.package import PackageConfig, package
 from carflavor.promote import PromoteConfig, judge, promote
 
 PHOTOS = 24
@@ -110,7 +111,7 @@ def aliases(store):
 
 def tags(store, version):
     found = store.get_model_version("cars", version).tags
-    start = "carflavor.evaluation."
+    start = "carflavor_evaluation_"
     return {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
 
 
@@ -205,11 +206,11 @@ def test_dry_run_changes_nothing(store, register, records, caplog):
 
 def test_tags_of_an_earlier_evaluation_go(store, register, records):
     register(BAD), register(GOOD)
-    store.set_model_version_tag("cars", "2", "carflavor.manifest_sha256", "1a")
-    store.set_model_version_tag("cars", "2", "carflavor.evaluation.full_make", "0.5")
+    store.set_model_version_tag("cars", "2", "carflavor_manifest_sha256", "1a")
+    store.set_model_version_tag("cars", "2", "carflavor_evaluation_full_make", "0.5")
     promote(PromoteConfig(records, name="cars", challenger="2"))
     assert "full_make" not in tags(store, "2")
-    assert store.get_model_version("cars", "2").tags["carflavor.manifest_sha256"] == "1a"
+    assert store.get_model_version("cars", "2").tags["carflavor_manifest_sha256"] == "1a"
 
 
 def test_a_champion_that_came_meanwhile_stays(store, register, records, monkeypatch):
@@ -303,3 +304,12 @@ def test_a_model_of_ours_against_another(store, register, packed_model, tiny_net
     assert tags(store, "2")["box_mcnemar_p"] == "0.007812"
     assert tags(store, "2")["box_top_5"] == "1.0000"
     assert carflavor.load_model("models:/cars@champion").class_names == CLASS_NAMES
+
+
+def test_unity_catalog_takes_the_names_of_all_tags(store, packed_model, records):
+    """It answers `Tag name ... contains one or more of the reserved characters` otherwise."""
+    package(PackageConfig(str(packed_model), register_as="cars", alias="challenger", engine="keras"))
+    promote(PromoteConfig(records, name="cars"))
+    names = store.get_model_version("cars", "1").tags.keys()
+    assert {"carflavor_manifest_sha256", "carflavor_evaluation_verdict"} <= names
+    assert [name for name in names if set(name) & set(".,-=/:")] == []
