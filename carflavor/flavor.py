@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -326,6 +327,21 @@ def _load_classifier(path, engine=None, allow_fallback=None, expected_sha256=Non
     _logger.info("The network is run by %s in %s", loaded.name, loaded.precision)
     sizes = manifest["crop_margin"], manifest["image_size"]
     return CarClassifier(loaded, class_names, *sizes, limits, manifest, threads)
+
+
+def copy_model(path, target):
+    """Copies a model directory, without what Python has compiled in it.
+
+    Args:
+        path: `Path` of the directory.
+        target: `Path` of the copy; must not exist.
+
+    Raises:
+        ValueError: If the copy would lie in the directory itself.
+    """
+    if target.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"out: expected a folder outside the model {path}, got {target}")
+    shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def manifest_sha256(path):

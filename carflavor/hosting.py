@@ -1,11 +1,10 @@
 """Writes what a packed model is hosted with: a folder for Docker, or one for a server with systemd and nginx."""
 
-import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,20 +14,23 @@ from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 
 from carflavor import flavor
 from carflavor.limits import Limits, read_limits
+from carflavor.locking import lock
 from carflavor.server import ServerLimits
 from carflavor.serving.connections import SECONDS_TO_SEND
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_DOCKERFILE = Path(__file__).parents[1] / "Dockerfile"
 _SECONDS_TO_ANSWER = 20
-_PARTIAL = ".partial-"  # what a call that was killed may leave
+_WORK_FOLDER = ".deploy"  # below `out`; a call that was killed leaves it
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def check_name(name):
     """Raises a ValueError unless it can be the name of a service, an image and a variable of nginx."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"Expected name to be of lower-case letters, digits and hyphens. Received: name={name!r}")
+        raise ValueError(
+            f"Expected name to be of at most 63 lower-case letters, digits and hyphens, the first one a letter and the "
+            f"last one no hyphen. Received: name={name!r}"
+        )
 
 
 def write_docker_context(model, out, name, digest=""):
@@ -41,12 +43,13 @@ def write_docker_context(model, out, name, digest=""):
         digest: SHA-256 that the model's manifest must have, or an empty text.
 
     Raises:
-        ValueError: If there are other things in the folder, or the name is none.
+        ValueError: If there are other things in the folder, another process writes there, or the name is none.
         MlflowException: If the model is none of ours, or was changed.
     """
     check_name(name)
-    with _new_folder(model, out, digest, ["Dockerfile"]) as folder:
-        shutil.copy(_DOCKERFILE, folder)
+    flavor.read_manifest(model, digest or None)
+    facts = {"name": name, "python": _read_python(model), "run": shlex.join(docker_run(name, 8080))}
+    _write_folder(model, out, {"Dockerfile": _render("Dockerfile", facts)})
 
 
 def write_server_files(model, out, name, port, workers, digest=""):
@@ -63,7 +66,8 @@ def write_server_files(model, out, name, port, workers, digest=""):
         digest: SHA-256 that the model's manifest must have, or an empty text.
 
     Raises:
-        ValueError: If there are other things in the folder, the name is none, a limit is no number, or the port is 0.
+        ValueError: If there are other things in the folder, another process writes there, the name is none, a limit is
+            no number, or the port is 0.
         MlflowException: If the model is none of ours, or was changed.
     """
     check_name(name)
@@ -71,28 +75,27 @@ def write_server_files(model, out, name, port, workers, digest=""):
         raise ValueError("Expected port to be a number that nginx can be told. Received: port=0")
     limits = asdict(read_limits(Limits)) | asdict(read_limits(ServerLimits))
     seconds_to_answer = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()
+    flavor.read_manifest(model, digest or None)
+    facts = {
+        "name": name,
+        "variable": name.replace("-", "_"),
+        "home": f"/opt/{name}",
+        "port": port,
+        "workers": workers,
+        "digest": flavor.manifest_sha256(model),
+        "limits": [(f"CARFLAVOR_MAX_{limit.upper()}", value) for limit, value in limits.items()]
+        + [("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", seconds_to_answer)],
+        "body_bytes": limits["body_bytes"],
+        "seconds_to_send": SECONDS_TO_SEND,
+        "seconds_to_answer": seconds_to_answer,
+        "python": _read_python(model),
+    }
     names = {f"{name}.service": "server.service", f"{name}.conf": "nginx.conf", "INSTALL.md": "INSTALL.md"}
-    with _new_folder(model, out, digest, [*names, "requirements.txt"]) as folder:
-        facts = {
-            "name": name,
-            "variable": name.replace("-", "_"),
-            "home": f"/opt/{name}",
-            "port": port,
-            "workers": workers,
-            "digest": flavor.manifest_sha256(model),
-            "limits": [(f"CARFLAVOR_MAX_{limit.upper()}", value) for limit, value in limits.items()]
-            + [("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", seconds_to_answer)],
-            "body_bytes": limits["body_bytes"],
-            "seconds_to_send": SECONDS_TO_SEND,
-            "seconds_to_answer": seconds_to_answer,
-            "python": yaml.safe_load((model / "python_env.yaml").read_text())["python"],
-        }
-        for target, template in names.items():
-            (folder / target).write_text(_ENVIRONMENT.get_template(template).render(facts), encoding="utf-8")
-        requirements = (folder / "model" / "requirements.txt").read_text(encoding="utf-8")
-        # As in the Dockerfile: of MLflow, serving needs what mlflow-skinny has.
-        skinny = re.sub(r"^mlflow==", "mlflow-skinny==", requirements, flags=re.MULTILINE)
-        (folder / "requirements.txt").write_text(skinny, encoding="utf-8")
+    texts = {name: _render(template, facts) for name, template in names.items()}
+    requirements = (model / "requirements.txt").read_text(encoding="utf-8")
+    # As in the Dockerfile: of MLflow, serving needs what mlflow-skinny has.
+    texts["requirements.txt"] = re.sub(r"^mlflow==", "mlflow-skinny==", requirements, flags=re.MULTILINE)
+    _write_folder(model, out, texts)
 
 
 def docker_answers():
@@ -123,28 +126,37 @@ def docker_run(name, port):
     return ["docker", "run", "--rm", *limits, "--publish", f"127.0.0.1:{port}:8080", name]
 
 
-@contextlib.contextmanager
-def _new_folder(model, out, digest, names):
-    """Yields a folder with the model in it. At the end, what is there takes the place of what `out` had of it."""
-    flavor.read_manifest(model, digest or None)
-    names = {"model", *names}
-    out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(out.iterdir()):
-        if path.name.startswith(_PARTIAL):
-            shutil.rmtree(path)
-        elif path.name not in names:
+def _read_python(model):
+    """Returns the version of Python that a model was packed with, such as 3.11."""
+    return yaml.safe_load((model / "python_env.yaml").read_text(encoding="utf-8"))["python"]
+
+
+def _render(template, facts):
+    return _ENVIRONMENT.get_template(template).render(facts)
+
+
+def _write_folder(model, out, texts):
+    """Writes a copy of a model and texts by their names; when all are there they take the place of what `out` had."""
+    names, work = {"model", *texts}, out / _WORK_FOLDER
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if path.name not in (*names, _WORK_FOLDER):
             raise ValueError(f"out: expected an empty folder, or one of an earlier deploy, got {out} with {path.name}")
-    with tempfile.TemporaryDirectory(dir=out, prefix=_PARTIAL) as temporary:
-        folder = Path(temporary)
-        shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns("__pycache__"))
-        yield folder
-        for path in folder.rglob("*"):
-            # What MLflow downloads may be its owner's alone; the server is another user.
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        for name in sorted(names):
-            if (out / name).is_dir():
-                shutil.rmtree(out / name)
-            os.replace(folder / name, out / name)
+    with lock(work / "lock", f"Another process writes {out}"):
+        try:
+            folder = work / "new"
+            shutil.rmtree(folder, ignore_errors=True)
+            flavor.copy_model(model, folder / "model")
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            for path in folder.rglob("*"):
+                # What MLflow downloads may be its owner's alone; the server is another user.
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            for name in sorted(names):
+                if (out / name).is_dir():
+                    shutil.rmtree(out / name)
+                os.replace(folder / name, out / name)
+        finally:
+            shutil.rmtree(work)
 
 
 _ENVIRONMENT = jinja2.Environment(

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,8 @@ def package(config):
             path = _save(CarModel(config.model, source, None, engine="keras"), Path(folder) / config.engine)
         else:
             # A copy: the card is written into it.
-            path = shutil.copytree(source, Path(folder) / "model", ignore=shutil.ignore_patterns("__pycache__"))
+            path = Path(folder) / "model"
+            flavor.copy_model(source, path)
         photo, box, _ = example_photo()
         carflavor.load_model(path).predict([photo], [box])
         digest = flavor.manifest_sha256(path)

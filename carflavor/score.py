@@ -21,7 +21,7 @@ from carflavor.data.processes import map_in_processes
 from carflavor.data.sources import default_out, name_source
 from carflavor.data.thumbnails import read_thumbnails
 from carflavor.data.unlabelled import list_photos
-from carflavor.flavor import manifest_sha256, read_manifest
+from carflavor.flavor import copy_model, manifest_sha256, read_manifest
 from carflavor.limits import count_cores
 from carflavor.locking import lock, open_work_folder
 from carflavor.partitions import PARTIAL, Scoring, cut_parts, name_part
@@ -178,7 +178,7 @@ def _bring_model(model, folder):
     if not path.is_dir():
         partial = folder / f"model{PARTIAL}"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(model, partial)
+        copy_model(model, partial)
         partial.rename(path)
     return path
 

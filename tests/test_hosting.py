@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -19,8 +18,9 @@ from servers import carflavor_server, free_port, request
 
 from carflavor import flavor
 from carflavor.deploy import DeployConfig, deploy
-from carflavor.hosting import write_server_files
+from carflavor.hosting import write_docker_context, write_server_files
 from carflavor.image import encode_jpeg
+from carflavor.locking import lock
 
 MISSING = "{} is missing: apt-get install {}"
 
@@ -211,10 +211,12 @@ def test_nginx_before_the_server(written, openvino_model, photos, tmp_path, clea
 def test_a_folder_is_written_anew_and_others_are_left_alone(store, openvino_model, packed_model, tmp_path):
     out = write_server(packed_model, tmp_path / "out")
     assert not (out / "model" / "engine").exists()
-    (out / ".partial-1a").mkdir()
+    (out / ".deploy" / "new" / "model").mkdir(parents=True)  # as a call leaves it that was killed
     write_server(openvino_model, out)
     assert (out / "model" / "engine" / "network.xml").is_file()
     assert len(list(out.iterdir())) == 5
+    with lock(out / ".deploy" / "lock", ""), pytest.raises(ValueError, match=f"^Another process writes {out}$"):
+        write_server(packed_model, out)
     (out / "notes.txt").write_text("mine")
     with pytest.raises(ValueError) as error:
         write_server(packed_model, out)
@@ -226,7 +228,11 @@ def test_a_folder_is_written_anew_and_others_are_left_alone(store, openvino_mode
     ("changes", "message"),
     [
         ({"port": 0}, "Expected port to be a number that nginx can be told. Received: port=0"),
-        ({"name": "Cars"}, "Expected name to be of lower-case letters, digits and hyphens. Received: name='Cars'"),
+        (
+            {"name": "Cars"},
+            "Expected name to be of at most 63 lower-case letters, digits and hyphens, the first one a letter and the "
+            "last one no hyphen. Received: name='Cars'",
+        ),
         ({"name": "a;b"}, "Received: name='a;b'"),
         ({"name": "cars-"}, "Received: name='cars-'"),
         ({"name": "-cars"}, "Received: name='-cars'"),
@@ -236,6 +242,14 @@ def test_what_no_server_can_be_told(openvino_model, tmp_path, changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         write_server_files(openvino_model, tmp_path / "out", **{"name": "cars", "port": 5055, "workers": 1, **changes})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_within_the_model_is_refused(openvino_model, tmp_path):
+    shutil.copytree(openvino_model, tmp_path / "model")
+    out = tmp_path / "model" / "server"
+    with pytest.raises(ValueError, match=f"^out: expected a folder outside the model {tmp_path}/model, got {out}/"):
+        write_server_files(tmp_path / "model", out, "cars", 5055, 1)
+    assert list(out.iterdir()) == []
 
 
 def test_a_model_that_the_registry_does_not_know_is_not_written(store, openvino_model, tmp_path):
@@ -260,8 +274,23 @@ def test_docker_without_an_engine(store, openvino_model, tmp_path, monkeypatch, 
         f"docker build -t cars {context}\n"
     )
     assert sorted(path.name for path in context.iterdir()) == ["Dockerfile", "model"]
-    assert (context / "Dockerfile").read_text() == (Path(__file__).parents[1] / "Dockerfile").read_text()
     assert flavor.read_manifest(context / "model")["engine"]["name"] == "openvino"
+
+
+def test_the_image_has_the_python_of_the_model(openvino_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(openvino_model, model)
+    (model / "python_env.yaml").write_text("python: '3.12'\n")
+    write_docker_context(model, tmp_path / "out", "cars")
+    lines = (tmp_path / "out" / "Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith(("FROM", "USER", "HEALTHCHECK"))] == [
+        "FROM python:3.12-slim AS packages",
+        "FROM python:3.12-slim",
+        "USER 10001:10001",
+        "HEALTHCHECK --interval=15s --timeout=6s --start-period=60s \\",
+    ]
+    assert "#     docker build -t cars ." in lines
+    assert [line for line in lines if "{{" in line or "}}" in line] == []
 
 
 # An engine cannot be had in tests. What a container would run is run without one, from what the image would hold.
