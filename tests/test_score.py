@@ -47,6 +47,10 @@ write_predictions(ScoreConfig(model=sys.argv[1], photos=sys.argv[2], out=sys.arg
 """
 
 
+class Killed(BaseException):
+    """What nothing catches."""
+
+
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(partitions, "_FEWEST_PHOTOS", 32)
@@ -262,6 +266,59 @@ def test_a_table_of_paths_and_urls_with_boxes(few_cars, photos, openvino_model, 
     assert (summary["photos"], summary["errors"]) == (7, 3)
 
 
+def test_names_in_a_table_that_are_no_files(few_cars, openvino_model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    shutil.copy(few_cars / "1.png", tmp_path / "~backup.png")
+    names = [
+        "pipe.png",
+        "/dev/zero",
+        ".",
+        "a\0b.png",
+        "file:///a%00b.png",
+        "file://[a",
+        "~backup.png",
+        "x" * 300 + ".png",
+    ]
+    pd.DataFrame({"path": names}).to_parquet(tmp_path / "cars.parquet")
+    out, summary = write(openvino_model, tmp_path / "cars.parquet", tmp_path / "out", workers=1)
+    errors = [row["error"] for row in read(out).to_pylist()]
+    assert errors[:3] == [
+        f"{place}: expected a file, got a folder or a device"
+        for place in (tmp_path / "pipe.png", "/dev/zero", tmp_path)
+    ]
+    assert errors[3] == r"expected a path or URL, got 'a\x00b.png': embedded null byte"
+    assert errors[4:6] == [
+        "expected a path or URL, got 'file:///a%00b.png': embedded null byte",
+        "expected a path or URL, got 'file://[a': Invalid IPv6 URL",
+    ]
+    assert errors[6:] == [None, "File name too long"]
+
+
+def test_what_lies_beside_the_photos_changes_nothing(few_cars, openvino_model, tmp_path, monkeypatch, caplog):
+    """Such as predictions of the same photos, in a folder below theirs, and a log that grows."""
+    photos = tmp_path / "cars"
+    shutil.copytree(few_cars, photos)
+    write(openvino_model, photos, photos / "scores", workers=1)
+    digest = list_photos(str(photos)).digest()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(scoring_step, "_publish", lambda *_: (_ for _ in ()).throw(Killed))
+        write(openvino_model, photos, photos / "scores", workers=1)
+    (photos / "camera.log").write_text("a line")
+    with caplog.at_level(logging.INFO, "carflavor"):
+        out, _ = write(openvino_model, photos, photos / "scores", workers=1)
+    assert "Going on after 8 of 8 photos" in caplog.messages
+    assert read(out)["photo"].to_pylist() == [f"{number}.png" for number in range(8)]
+    assert list_photos(str(photos)).digest() == digest
+    os.utime(photos / "3.png", (1, 1))
+    assert list_photos(str(photos)).digest() != digest
+
+
+def test_out_within_the_model_is_refused(few_cars, openvino_model, tmp_path):
+    shutil.copytree(openvino_model, tmp_path / "model")
+    with pytest.raises(ValueError, match=f"^out: expected a folder outside the model {tmp_path}/model, got "):
+        write(tmp_path / "model", few_cars, tmp_path / "model" / "out", workers=1)
+
+
 def test_tables_as_spark_writes_them(few_cars, openvino_model, tmp_path):
     folder = tmp_path / "cars.parquet"
     folder.mkdir()
@@ -284,6 +341,7 @@ def test_tables_as_spark_writes_them(few_cars, openvino_model, tmp_path):
         ("name,label", "a.jpg,1", "expected a column such as path or url, got name, label"),
         ("path,x1,y1,x2", "a.jpg,1,2,3", "expected the columns x1, y1, x2, y2 for boxes, got none named y2"),
         ("path,bbox", "a.jpg,big", "row 2: expected a box of four numbers, got b, i, g"),
+        ("path,x1,y1,x2,y2", "a.jpg,0,0,1e300,1", "row 2: expected a box of four numbers, got 0, 0, 1e300, 1"),
         ("path,note", ",none", "row 2: expected the path or URL of a photo, got none"),
         ("path", "https://a.example/1.jpg?sig=s3cret", "photo 1: https://a.example/1.jpg: expected a URL without a"),
         ("path", "nowhere://1.jpg", "photo 1: nowhere://1.jpg: Protocol not known: nowhere"),
@@ -295,6 +353,19 @@ def test_tables_that_are_refused(tmp_path, header, row, expected):
         list_photos(str(tmp_path / "cars.csv"))
     assert str(error.value).startswith("photos: ") and expected in str(error.value)
     assert "s3cret" not in str(error.value)
+
+
+def test_a_row_of_a_folder_of_tables_is_named_by_its_file(tmp_path):
+    (tmp_path / "cars.parquet").mkdir()
+    with pytest.raises(ValueError, match=f"^photos: {tmp_path}/cars.parquet: expected a table, or a folder of Parquet"):
+        list_photos(str(tmp_path / "cars.parquet"))
+    for part, path in enumerate(["a.jpg", None]):
+        pq.write_table(pa.table({"path": pa.array([path], pa.string())}), tmp_path / "cars.parquet" / f"{part}.parquet")
+    with pytest.raises(ValueError) as error:
+        list_photos(str(tmp_path / "cars.parquet"))
+    assert str(error.value) == (
+        f"photos: {tmp_path}/cars.parquet/1.parquet, row 1: expected the path or URL of a photo, got none"
+    )
 
 
 def test_places_without_photos(tmp_path, few_cars):
@@ -323,10 +394,6 @@ def test_an_unreadable_photo_ends_it_under_raise_and_loses_nothing(few_cars, ope
     assert "Going on after 8 of 8 photos" in caplog.messages
     assert [row["error"] for row in read(out).to_pylist()] == [None] * 4 + [NO_PHOTO] + [None] * 3
     assert (summary["photos"], summary["errors"], summary["photos_per_second"]) == (8, 1, None)
-
-
-class Killed(BaseException):
-    """What nothing catches."""
 
 
 def test_earlier_predictions_stay_until_all_new_ones_are_there(cars, few_cars, openvino_model, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 
 from carflavor.data.archives import open_archive
 from carflavor.data.locations import copy_here, local_path, resolve_input
@@ -86,13 +87,17 @@ class Store:
         """Whether files can only be read from the first to the last: one process then reads them for all others."""
         return self._files.is_stream
 
-    def fingerprint(self):
-        """Returns a SHA-256 (hex) that differs where a file was changed, as far as sizes and times tell."""
+    def fingerprint(self, names=None):
+        """Returns a SHA-256 (hex) that differs where a file was changed, as far as sizes and times tell.
+
+        Args:
+            names: Names of the files that matter; all if None.
+        """
         sha256 = hashlib.sha256()
         if self._archive and not self._url:
             sha256.update(str(os.stat(self._archive).st_mtime_ns).encode())
         stamp = self._files.stamp if isinstance(self._files, _Folder) else self._files.sizes.get
-        for name in self.names:
+        for name in self.names if names is None else names:
             sha256.update(f"{name} {stamp(name)}\n".encode())
         return sha256.hexdigest()
 
@@ -227,8 +232,11 @@ def read_file(path):
     """Returns the bytes of a file on this machine.
 
     Raises:
-        OSError: If it cannot be read, or has more than `MAX_READ_BYTES`.
+        OSError: If it cannot be read, is no file as devices and pipes are none, or has more than `MAX_READ_BYTES`.
     """
+    # Before it is opened: a pipe would wait for a writer, and /dev/zero has no end.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path}: expected a file, got a folder or a device")
     with open(path, "rb") as file:
         if too_large := _refuse_size(path, os.fstat(file.fileno()).st_size):
             raise too_large
@@ -239,7 +247,7 @@ def stamp_file(path):
     """Returns size and time of the last change of a file on this machine, or None where it is not there."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # no path has a character of code 0
         return None
     return found.st_size, found.st_mtime_ns
 

@@ -5,7 +5,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from carflavor.data import remote
 from carflavor.data.layouts.columns import read_box
@@ -44,10 +44,10 @@ class LinkedFiles:
         self._base = base
         self.names = tuple(dict.fromkeys(names))
 
-    def fingerprint(self):
+    def fingerprint(self, names=None):
         """Returns a SHA-256 (hex) that differs where a file of this machine was changed, as `Store` does."""
         sha256 = hashlib.sha256(self._base.encode())
-        for name in self.names:
+        for name in self.names if names is None else names:
             sha256.update(f"{name} {self._stamp(name)}\n".encode())
         return sha256.hexdigest()
 
@@ -71,21 +71,28 @@ class LinkedFiles:
         """Returns the URL, or the `Path`."""
         if is_url(name):
             return name
-        path = local_path(name)
+        # Not what a shell makes of it: `~backup.jpg` is a file.
+        path = local_path(name) if name.startswith("file:") else Path(name)
         if path.is_absolute():
             return path
-        return f"{self._base}/{name}" if is_url(self._base) else local_path(self._base) / path
+        return f"{self._base}/{name}" if is_url(self._base) else Path(self._base) / path
 
     def _stamp(self, name):
-        found = self._find(name)
+        try:
+            found = self._find(name)
+        except ValueError:
+            return None
         return None if isinstance(found, str) else stamp_file(found)
 
     def _read(self, name):
-        found = self._find(name)
         try:
+            found = self._find(name)
             return remote.read_url(found) if isinstance(found, str) else read_file(found)
         except OSError as error:
             return error
+        except ValueError as error:
+            # No system has such a path: with a character of code 0, say. The other photos are read all the same.
+            return OSError(f"expected a path or URL, got {name!r}: {error}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class PhotoList:
 
     def digest(self):
         """Returns a SHA-256 (hex) that differs where a photo, its place in the order or its box does."""
-        sha256 = hashlib.sha256(self.store.fingerprint().encode())
+        # Of the photos alone: beside them there may be a log that grows, or `out`.
+        sha256 = hashlib.sha256(self.store.fingerprint(self.names).encode())
         for row, name in enumerate(self.names):
             sha256.update(f"{name} {self.boxes and self.boxes[row]}\n".encode())
         return sha256.hexdigest()
@@ -141,23 +149,27 @@ def list_photos(place):
 
 
 def _list_table(place):
-    path = resolve_input(place, "photos")
-    # Spark writes tables as folders of files.
-    names = sorted(file.name for file in path.glob("[!._]*.parquet")) if path.is_dir() else [path.name]
-    file = _TableFile(path if path.is_dir() else path.parent)
-    base = place.rpartition("/")[0] if is_url(place) else str(path.parent)
+    path, where = resolve_input(place, "photos"), f"photos: {shown(place)}"
+    file, names = _TableFile(path.parent), [path.name]
+    if path.is_dir():
+        # Spark writes tables as folders of files.
+        file, names = _TableFile(path), sorted(part.name for part in path.glob("[!._]*.parquet"))
+        if not names:
+            raise ValueError(f"{where}: expected a table, or a folder of Parquet files, got a folder with none")
+    base = place.rstrip("/").rpartition("/")[0] if is_url(place) else str(path.parent)
     rows, has_boxes = [], False
     for name in names:
         table, values = _read_table(file, name)
         if table is None or table.columns.path is None:
             found = shorten(table.header) if table else "none of texts"
-            raise ValueError(f"photos: {shown(place)}: expected a column such as path or url, got {found}")
+            raise ValueError(f"{where}: expected a column such as path or url, got {found}")
         has_boxes |= bool(table.columns.corners or table.columns.box)
-        rows += [_read_row(table.columns, row, f"photos: {shown(place)}, row {number}") for number, row in values]
+        part = f"{where}/{name}" if path.is_dir() else where
+        rows += [_read_row(table.columns, row, f"{part}, row {number}") for number, row in values]
     if not rows:
-        raise ValueError(f"photos: {shown(place)}: expected at least one photo, got none")
+        raise ValueError(f"{where}: expected at least one photo, got none")
     photos, boxes = zip(*rows, strict=True)
-    _check_urls(photos, shown(place))
+    _check_urls(photos, where)
     return PhotoList(LinkedFiles(shown(place), base, photos), photos, boxes if has_boxes else None)
 
 
@@ -179,7 +191,7 @@ def _read_row(columns, values, where):
     return name, box
 
 
-def _check_urls(names, place):
+def _check_urls(names, where):
     schemes = {}
     for row, name in enumerate(names, start=1):
         if is_url(name):
@@ -189,7 +201,7 @@ def _check_urls(names, place):
                 if schemes.setdefault(scheme_of(name), name) == name:
                     remote.check_url(name)
             except ValueError as error:
-                raise ValueError(f"photos: {place}, photo {row}: {error}") from None
+                raise ValueError(f"{where}, photo {row}: {error}") from None
 
 
 class _TableFile:

@@ -25,6 +25,7 @@ _CORNERS = (
 )
 # What the devkit calls them: who exports its annotations as a table keeps the names, and numbers that count from 1.
 _DEVKIT_CORNERS = _CORNERS[-1]
+_LARGEST_CORNER = 2**31 - 2  # pixels: record files hold corners as int32
 _BOXES = ("bbox", "box", "bounding_box")
 
 
@@ -149,6 +150,8 @@ def read_box(columns, values, where):
     try:
         numbers = [float(number) for number in numbers]
         x1, y1, x2, y2 = map(round, numbers)
+        if max(map(abs, numbers)) > _LARGEST_CORNER:
+            raise OverflowError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{where}: expected a box of four numbers, got {text}") from None
     if max(numbers) <= 1 and not all(number.is_integer() for number in numbers):
