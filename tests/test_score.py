@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyspark.sql.functions
 import pytest
 from click.testing import CliRunner
 from conftest import CLASS_NAMES
@@ -223,6 +225,54 @@ def test_a_worker_that_is_killed_half_way_is_done_without(
     assert 1 <= killed[0] < len(PARTS)
     assert read(tmp_path / "out").equals(expected)
     assert names(tmp_path / "out") == sorted([SUCCESS, *PARTS])
+
+
+def test_photos_in_a_dataframe_as_the_docs_have_it(few_cars, cluster, openvino_model, tmp_path):
+    photos = tmp_path / "cars"
+    shutil.copytree(few_cars, photos)
+    (photos / "4.png").write_bytes(b"no photo")
+    expected = carflavor.load_model(openvino_model).predict(
+        [photos / f"{number}.png" for number in range(8)], on_error="report"
+    )
+    text = (ROOT / "docs" / "score.md").read_text()
+    blocks = [
+        block
+        for block in re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+        if "def predict" in block or "_udf" in block
+    ]
+    assert len(blocks) == 2
+    with open_session(cluster.master, "test") as session:
+        names = {"spark": session, "mlflow": mlflow, "base64": pyspark.sql.functions.base64}
+        for block in blocks:
+            for place, ours in (
+                ("/shared/model", openvino_model),
+                ("models:/carflavor@champion", openvino_model),
+                ("/shared/photos", photos),
+            ):
+                block = block.replace(place, str(ours))
+            exec(block, names)
+            rows = sorted((row.asDict() for row in names["answers"].collect()), key=lambda row: row["path"])
+            assert [Path(row["path"]).name for row in rows] == [f"{number}.png" for number in range(8)]
+            for column in ("label", "class_id", "error"):
+                assert [row[column] for row in rows] == [
+                    None if pd.isna(value) else value for value in expected[column]
+                ]
+            assert [row["prob"] for row in rows if row["error"] is None] == pytest.approx(
+                expected["prob"].dropna().tolist(), abs=1e-6
+            )
+            assert [len(row["top_k"]) for row in rows] == [3] * 4 + [0] + [3] * 3
+        threads = [answer for _, answer in ask_workers(session, _threads_of_spark_udf)]
+    assert set(filter(None, threads)) == {1}
+
+
+def _threads_of_spark_udf():
+    """Returns how many threads the model has that MLflow keeps for `spark_udf` in this process; None without one."""
+    from mlflow.pyfunc.spark_model_cache import SparkModelCache
+
+    for model, _ in SparkModelCache._models.values():
+        engine = model._model_impl.get_raw_model().engine
+        return engine._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS")
+    return None
 
 
 def test_processes_and_archives_give_equal_rows(cars, expected, openvino_model, tmp_path):
