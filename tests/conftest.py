@@ -1,4 +1,7 @@
+import contextlib
 import os
+import shutil
+import sqlite3
 import sys
 import uuid
 
@@ -19,10 +22,21 @@ from carflavor.networks.resnet import _basic_block, build_resnet
 CLASS_NAMES = ["Ram C/V Cargo Van 2012", 'Škoda "Octavia" Combi 2010', "Citroën l'Ami 1961"]
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """The database of a new sqlite store. MLflow takes a second to make one, for each version that it ever had."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(empty_store, tmp_path, monkeypatch):
     """MLflow's real sqlite store in the test's own folder, which is also the current one."""
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", [f"{tmp_path}/mlruns/0"])
     monkeypatch.setenv("CARFLAVOR_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     before = mlflow.get_tracking_uri()
