@@ -10,6 +10,7 @@ from carflavor.data.sources import EMBEDDED_SAMPLE
 from carflavor.measures import Share
 
 CARD = "README.md"
+_VERSION = "<version>"  # in the model, which has no number before it is registered
 _CLASSES_NAMED = 8
 _LONGEST_DESCRIPTION = 5000  # characters; MLflow's databases have no room for more
 _NOT_WHOLE = f"\n\nThe rest stands in {CARD} of the model."
@@ -26,18 +27,22 @@ def write_card(path, name, alias, licence="", evaluation=None):
         evaluation: Optional content of `evaluation.json`, with the id of its run as `run`.
 
     Returns:
-        The text, cut off before a heading where a registry would have no room for it.
+        The text, with `<version>` for its number in the registry.
     """
     path = Path(path)
     manifest, class_names = (_read_json(path / name) for name in ("manifest.json", "classes.json"))
     facts = _describe(manifest, class_names, evaluation)
-    text = _CARD.render(facts, name=name, uri=f"models:/{name}@{alias}", licence=licence)
+    text = _CARD.render(facts, name=name, alias=alias, version=_VERSION, licence=licence)
     (path / CARD).write_text(text, encoding="utf-8")
-    return shorten(text)
+    return text
 
 
-def shorten(text):
-    """Returns a card that has room in a registry: whole, or cut off before a heading or, without one, anywhere."""
+def shorten(text, version):
+    """Returns a card as a registry has room for it, with the number of the version.
+
+    It is whole, or cut off before a heading or, without one, anywhere.
+    """
+    text = text.replace(_VERSION, str(version))
     if len(text) <= _LONGEST_DESCRIPTION:
         return text
     room = text[: _LONGEST_DESCRIPTION - len(_NOT_WHOLE)]
@@ -72,10 +77,10 @@ def _describe(manifest, class_names, evaluation):
             ("began with weights", weights),
             ("learned from", source),
             ("digest of that source", data.get("source_digest")),
-            ("crop", training.get("crop")),
+            ("crop in training", training.get("crop")),
             ("preset", training.get("preset")),
             ("epoch kept, from 0", epoch),
-            ("validation accuracy", None if accuracy is None else f"{100 * accuracy:.1f} %"),
+            ("validation accuracy, by which it was chosen", None if accuracy is None else f"{100 * accuracy:.1f} %"),
             ("temperature", None if training.get("temperature") is None else f"{training['temperature']:.3f}"),
             ("engine", f"{name} in {engine['precision']}"),
             ("packed by carflavor", manifest["carflavor_version"]),
@@ -86,7 +91,7 @@ def _describe(manifest, class_names, evaluation):
 
 def _describe_evaluation(evaluation):
     if evaluation is None:
-        return {"crops": [], "calibration": []}
+        return {"crops": [], "calibration": [], "thresholds": []}
     measured = {crop: tables["measurement"] for crop, tables in evaluation["crops"].items()}
     shares = ("top_1", "top_5", "make", "without_near_duplicates")
     return {
@@ -101,6 +106,11 @@ def _describe_evaluation(evaluation):
             (crop, found["calibration"]["ece"], found["calibration"]["mean_prob"])
             for crop, found in measured.items()
             if found["calibration"]
+        ],
+        "thresholds": [
+            (crop, chosen["min_prob"], Share(**chosen["answered"]), Share(**chosen["accuracy"]))
+            for crop, tables in evaluation["crops"].items()
+            if (chosen := (tables["threshold"] or {}).get("test"))
         ],
     }
 

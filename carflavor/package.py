@@ -15,7 +15,7 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 import carflavor
 from carflavor import engines, flavor, report, tracking
-from carflavor.card import write_card
+from carflavor.card import shorten, write_card
 from carflavor.data.example import example_photo
 from carflavor.data.locations import resolve_input, resolve_model
 from carflavor.image import squash
@@ -89,7 +89,7 @@ def package(config):
         uri = f"runs:/{mlflow.active_run().info.run_id}/model"
         version = _register(uri, config.register_as, {MANIFEST_TAG: digest})
         client = mlflow.MlflowClient()
-        client.update_model_version(config.register_as, version.version, description=card)
+        client.update_model_version(config.register_as, version.version, description=shorten(card, version.version))
         client.set_registered_model_alias(config.register_as, config.alias, version.version)
         mlflow.set_tags({tracking.MODEL_TAG: f"models:/{config.register_as}/{version.version}", MANIFEST_TAG: digest})
         _logger.info(

@@ -67,11 +67,11 @@ def test_package_writes_a_card_of_what_evaluate_has_found(store, logged_model, d
     path = Path(mlflow.artifacts.download_artifacts("models:/cars@challenger"))
     card = (path / "README.md").read_text(encoding="utf-8")
     version = store.get_model_version("cars", "1")
-    assert version.description == card
+    assert version.description == card.replace("<version>", "1")
     assert card.startswith("# cars\n\nNames the car in a photo: one of 3 classes, red, green, blue.\n")
     assert f"on 21 test photos of colours, run `{evaluation.info.run_id}`" in card
     assert f"| `box` | {found.measurement.top_1} | " in card and "| `full` | " in card
-    assert "It was registered as `models:/cars@challenger`." in card
+    assert "It is version <version> of `cars` in the registry, registered with the alias `challenger`" in card
     assert "\nFor research alone. The licence of the photos\n" in card
     assert ("same answer as Keras for 100.00 %\n  of 12 photos" in card) == (engine == "openvino")
     # It is under no digest: what loading demands is there all the same, and a changed card does no harm.
