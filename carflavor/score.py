@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -150,7 +151,8 @@ def _write(config):
         )
         seconds, made = _write_parts(config, scoring, photos, sizes, out)
         _publish(folder, out, len(sizes))
-        shutil.rmtree(out / WORK_FOLDER)
+        # A network drive keeps files that a process on this machine has open, as a worker has the model.
+        shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     paths = [out / name_part(number) for number in range(len(sizes))]
     summary, shown = _summarise(paths, len(photos.names))
     summary = {
@@ -188,16 +190,20 @@ def _write_parts(config, scoring, photos, sizes, out):
     folder = scoring.find_shard(0).parent
     for path in folder.glob(f"*.parquet.*{PARTIAL}"):
         path.unlink(missing_ok=True)
-    paths = [scoring.find_shard(number) for number in range(len(sizes))]
     is_published = (folder / _PUBLISHING).exists()
-    left = [] if is_published else [number for number, path in enumerate(paths) if not path.is_file()]
+
+    def find(number):
+        path = scoring.find_shard(number)
+        return out / path.name if is_published and not path.is_file() else path
+
+    left = [number for number in range(len(sizes)) if not find(number).is_file()]
     total, made = sum(sizes), sum(sizes[number] for number in left)
     if made < total:
         _logger.info("Going on after %s of %s photos", f"{total - made:,}", f"{total:,}")
 
     def check(numbers):
         if config.on_error == "raise":
-            _refuse_errors([paths[number] for number in sorted(numbers) if paths[number].is_file()], photos.store.place)
+            _refuse_errors(filter(Path.is_file, map(find, sorted(numbers))), photos.store.place)
 
     check(set(range(len(sizes))) - set(left))
     if not left:

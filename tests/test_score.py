@@ -465,10 +465,24 @@ def test_earlier_predictions_stay_until_all_new_ones_are_there(cars, few_cars, o
         patch.setattr(os, "replace", replace)
         write(openvino_model, cars, out, workers=1)
     assert names(out) == [WORK_FOLDER, PARTS[0]]
+    with pytest.raises(ValueError, match="^photos: .*: camera 1/0/4-34.png: "):
+        write(openvino_model, cars, out, workers=1, on_error="raise")
     _, summary = write(openvino_model, cars, out, workers=1)
     assert summary["photos_per_second"] is None  # nothing was scored again
     assert names(out) == sorted([SUCCESS, *PARTS])
     assert read(out)["photo"].to_pylist() == list(list_photos(str(cars)).names)
+
+
+def test_a_part_that_was_lost_after_it_got_its_name_is_scored_again(few_cars, openvino_model, tmp_path, monkeypatch):
+    """As on a network drive, from which the hidden folder cannot be removed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        out, _ = write(openvino_model, few_cars, tmp_path / "out", workers=1)
+    assert names(out) == [WORK_FOLDER, SUCCESS, PARTS[0]]
+    (out / PARTS[0]).unlink()
+    out, summary = write(openvino_model, few_cars, out, workers=1)
+    assert names(out) == [SUCCESS, PARTS[0]]
+    assert (summary["photos"], read(out).num_rows) == (8, 8)
 
 
 def test_parts_of_somebody_else_are_left_alone(few_cars, openvino_model, tmp_path):
