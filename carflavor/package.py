@@ -84,8 +84,9 @@ def package(config):
         carflavor.load_model(path).predict([photo], [box])
         digest = flavor.manifest_sha256(path)
         card = write_card(path, config.register_as, config.alias, config.licence, _find_evaluation(source))
-        # The registry refers to a place that lasts, where the model lies with its card.
-        mlflow.log_artifacts(path, "model")
+        # The registry refers to a place that lasts, where the model lies with its card. As str: azureml-mlflow takes no
+        # other path.
+        mlflow.log_artifacts(str(path), "model")
         uri = f"runs:/{mlflow.active_run().info.run_id}/model"
         version = _register(uri, config.register_as, {MANIFEST_TAG: digest})
         client = mlflow.MlflowClient()

@@ -15,6 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+PROVIDER = "Microsoft.MachineLearningServices"
+LOCATION = "westeurope"
 _CODES = {
     400: "BadRequest",
     401: "InvalidAuthenticationToken",

@@ -60,8 +60,9 @@ import json, os, sys
 answers = os.fdopen(os.dup(1), "w", 1)
 os.dup2(2, 1)
 import pandas
-from mlflow.deployments import get_deploy_client
-client = get_deploy_client(sys.argv[1])
+# Not by get_deploy_client: where carflavor is installed, that gives its own.
+from azureml.mlflow.deploy.deployment_client import AzureMLDeploymentClient
+client = AzureMLDeploymentClient(sys.argv[1])
 for line in sys.stdin:
     name, arguments = json.loads(line)
     if "df" in arguments:
@@ -562,9 +563,7 @@ def test_endpoint_answers_with_the_packed_model(
         assert [answer[1] for answer in answers] == [[expected]] * 20
         chosen = [headers["azureml-model-deployment"] for _, _, headers in answers]
         assert (chosen.count("blue"), chosen.count("green")) == (18, 2)
-        assert score({"input_data": [{"image": photo}], "params": {"top_k": 1}})[1] == [
-            {**expected, "top_k": expected["top_k"][:1]}
-        ]
+        assert score({"input_data": split, "params": {"top_k": 1}})[1] == [{**expected, "top_k": expected["top_k"][:1]}]
         # The body of MLflow's own server is none of Azure's.
         assert score({"dataframe_split": split})[:2] == (
             424,
@@ -576,7 +575,10 @@ def test_endpoint_answers_with_the_packed_model(
                 }
             },
         )
-        status, answer, _ = score({"input_data": [{"image": "no photo"}]})
+        assert score({"input_data": [{"image": photo}]})[1]["error"]["message"] == (
+            "Expected input_data to be a data frame: columns, index and data."
+        )
+        status, answer, _ = score({"input_data": {**split, "data": [["no photo"]]}})
         assert (status, "row 0" in answer["error"]["message"]) == (424, True)
         assert score({"input_data": split}, key="guessed")[0] == 401
 
@@ -670,22 +672,23 @@ from carflavor.train import TrainConfig, train
 add_tiny_network()
 info = train(TrainConfig(data=sys.argv[1], network="tiny", epochs=2, batch_size=16))
 version = package(PackageConfig(model=info.model_uri, register_as="colours", engine="keras"))
-print(info.run_id, info.model_uri, version.name, version.version, version.source)
+print(info.run_id, info.model_uri, version.name, version.version, version.run_id, version.source)
 """
 
 
 def test_train_and_package_keep_their_work_in_the_workspace(stand_in, mlflow_store, in_workspace, data, tmp_path):
     *_, line = in_workspace(TRAIN_AND_PACKAGE, data)
-    run_id, uri, name, version, source = line.split()
+    run_id, uri, name, version, packed_by, source = line.split()
     assert uri == f"runs:/{run_id}/model"
     run = mlflow_store.get_run(run_id)
     assert (run.info.status, run.data.tags["carflavor.step"]) == ("FINISHED", "train")
     assert [metric.step for metric in mlflow_store.get_metric_history(run_id, "val_accuracy")] == [0, 1]
     assert (name, version) == ("colours", "1")
-    assert source.endswith(f"/runs/{run_id}/artifacts/model")
+    # Where package has put it with its card, in a run of its own.
+    assert (source.endswith(f"/runs/{packed_by}/artifacts/model"), packed_by != run_id) == (True, True)
     model = stand_in.models["colours", "1"]["properties"]
     assert model["modelUri"] == source
-    files = read_blobs(stand_in, f"ExperimentRun/{run_id}/model/")
+    files = read_blobs(stand_in, f"ExperimentRun/{packed_by}/model/")
     assert hashlib.sha256(files["manifest.json"]).hexdigest() == model["tags"]["carflavor_manifest_sha256"]
     for place, data in files.items():
         (tmp_path / "model" / place).parent.mkdir(parents=True, exist_ok=True)
