@@ -83,12 +83,15 @@ def package(config):
         photo, box, _ = example_photo()
         carflavor.load_model(path).predict([photo], [box])
         digest = flavor.manifest_sha256(path)
+        tags = {MANIFEST_TAG: digest}
         card = write_card(path, config.register_as, config.alias, config.licence, _find_evaluation(source))
+        if mlflow.get_registry_uri().startswith("azureml:"):
+            path, tags = _prepare_for_azure(path, Path(folder) / "azure")
         # The registry refers to a place that lasts, where the model lies with its card. As str: azureml-mlflow takes no
         # other path.
         mlflow.log_artifacts(str(path), "model")
         uri = f"runs:/{mlflow.active_run().info.run_id}/model"
-        version = _register(uri, config.register_as, {MANIFEST_TAG: digest})
+        version = _register(uri, config.register_as, tags)
         client = mlflow.MlflowClient()
         client.update_model_version(config.register_as, version.version, description=shorten(card, version.version))
         client.set_registered_model_alias(config.register_as, config.alias, version.version)
@@ -101,6 +104,15 @@ def package(config):
             config.alias,
         )
     return version
+
+
+def _prepare_for_azure(path, dst_path):
+    # What stands in Azure's registry is what `mlflow deployments create -t azureml` deploys as it is. Azure's packages
+    # are an extra, without which there is no such registry.
+    from carflavor.azure.registration import prepare_model, version_tags
+
+    prepared = prepare_model(path, dst_path)
+    return prepared, version_tags(prepared)
 
 
 def _register(uri, name, tags):

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+import yaml
 from azure_models import find_faults
 from azure_stand_in import AzureStandIn
 from colours import PROJECT
@@ -690,6 +691,11 @@ def test_train_and_package_keep_their_work_in_the_workspace(stand_in, mlflow_sto
     assert model["modelUri"] == source
     files = read_blobs(stand_in, f"ExperimentRun/{packed_by}/model/")
     assert hashlib.sha256(files["manifest.json"]).hexdigest() == model["tags"]["carflavor_manifest_sha256"]
+    # As Azure can deploy it, and as the step deploy finds it again.
+    assert b"- azureml-ai-monitoring==1.0.0" in files["conda.yaml"]
+    outputs = json.loads(yaml.safe_load(files["MLmodel"])["signature"]["outputs"])
+    assert [column["name"] for column in outputs] == ["label", "prob", "class_id", "error"]
+    assert hashlib.sha256(files["conda.yaml"]).hexdigest() == model["tags"]["carflavor.azure_environment"]
     for place, data in files.items():
         (tmp_path / "model" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / place).write_bytes(data)

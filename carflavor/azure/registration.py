@@ -8,6 +8,8 @@ from pathlib import Path
 import mlflow
 import yaml
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import DataType, Schema
 
 try:
     import azureml.mlflow  # noqa: F401, by which MLflow reads and writes azureml://
@@ -21,10 +23,16 @@ from carflavor.package import MANIFEST_TAG
 ENVIRONMENT_TAG = "carflavor.azure_environment"
 # Azure's inference server imports it from 1.3 on, and installs what the model's conda.yaml says, no more.
 _MONITORING = "azureml-ai-monitoring==1.0.0"
+# That server, which Azure adds to the environment, comes with inference-schema 1.8, which takes no later one.
+_WRAPT = "wrapt==1.16.0"
 
 
 def prepare_model(path, dst_path):
-    """Writes a copy of a model directory whose environment Azure can build and serve from, if it has to differ.
+    """Writes a copy of a model directory that Azure can build and serve, if it has to differ.
+
+    The environment gets a package that Azure's server imports, the version of another that it takes, and a Python that
+    can be had next year as well. The signature loses the outputs that are lists. What the model reads and answers stays
+    the same.
 
     Args:
         path: Path of the model directory.
@@ -50,16 +58,32 @@ def prepare_model(path, dst_path):
     if pythons[0] != f"python={version[0]}":
         dependencies[dependencies.index(pythons[0])] = f"python={version[0]}"
         changed = True
-    if not any(re.match(r"azureml-ai-monitoring\b", line) for line in pips[0]):
-        pips[0].append(_MONITORING)
+    wanted = [_WRAPT if re.match(r"wrapt\b", line) else line for line in pips[0]]
+    if not any(re.match(r"azureml-ai-monitoring\b", line) for line in wanted):
+        wanted.append(_MONITORING)
+    if wanted != pips[0]:
+        pips[0][:] = wanted
         changed = True
-    if not changed:
+    model = Model.load(str(path))
+    outputs = model.signature.outputs.inputs
+    # When it starts, the scoring script in Azure's image (Azure/azureml-assets, mlflow_score_script.py of
+    # mlflow-py312-inference) asks for the pandas types of all outputs, and ends where MLflow has none, as of a list.
+    scalars = [column for column in outputs if isinstance(column.type, DataType)]
+    if not changed and scalars == outputs:
         return Path(path)
     shutil.copytree(path, dst_path)
+    model.signature = ModelSignature(model.signature.inputs, Schema(scalars), model.signature.params)
+    model.save(str(Path(dst_path) / "MLmodel"))
     (Path(dst_path) / "conda.yaml").write_text(yaml.safe_dump(conda, sort_keys=False), encoding="utf-8")
     requirements = Path(dst_path) / "requirements.txt"
     requirements.write_text("".join(f"{line}\n" for line in pips[0]), encoding="utf-8")
     return Path(dst_path)
+
+
+def version_tags(path):
+    """Returns the tags of a version by which it is found again, of a model directory as `prepare_model` returned it."""
+    environment = hashlib.sha256((Path(path) / "conda.yaml").read_bytes()).hexdigest()
+    return {MANIFEST_TAG: manifest_sha256(path), ENVIRONMENT_TAG: environment}
 
 
 def register_model(arm, path, name, tracking_uri):
@@ -77,8 +101,7 @@ def register_model(arm, path, name, tracking_uri):
     Returns:
         The version, a str; of a dry run that would register it `new`.
     """
-    environment = hashlib.sha256((Path(path) / "conda.yaml").read_bytes()).hexdigest()
-    tags = {MANIFEST_TAG: manifest_sha256(path), ENVIRONMENT_TAG: environment}
+    tags = version_tags(path)
     for version in arm.list(f"/models/{name}/versions"):
         if tags.items() <= (version["properties"].get("tags") or {}).items():
             return version["name"]
