@@ -146,7 +146,10 @@ def _find_digest(model):
     if alias:
         found = client.get_model_version_by_alias(name, alias)
     elif version == "latest":
-        found = max(client.search_model_versions(f"name='{name}'"), key=lambda found: int(found.version))
+        versions = client.search_model_versions(f"name='{name}'")
+        if not versions:
+            raise ValueError(f"Expected a version of the model {name} in the registry, got none")
+        found = max(versions, key=lambda found: int(found.version))
     else:
         found = client.get_model_version(name, version)
     return found.tags.get(MANIFEST_TAG, "")

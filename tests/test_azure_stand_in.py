@@ -677,7 +677,19 @@ print(info.run_id, info.model_uri, version.name, version.version, version.run_id
 """
 
 
-def test_train_and_package_keep_their_work_in_the_workspace(stand_in, mlflow_store, in_workspace, data, tmp_path):
+# `mlflow deployments` as where carflavor is installed. What MLflow has for a registry here is nobody.
+DEPLOYMENTS = """
+import os, sys
+os.environ |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+import carflavor_azureml
+from mlflow.deployments.cli import commands
+commands(sys.argv[1:])
+"""
+
+
+def test_train_and_package_keep_their_work_in_the_workspace(
+    stand_in, mlflow_store, in_workspace, data, tmp_path, scoring_url
+):
     *_, line = in_workspace(TRAIN_AND_PACKAGE, data)
     run_id, uri, name, version, packed_by, source = line.split()
     assert uri == f"runs:/{run_id}/model"
@@ -700,6 +712,14 @@ def test_train_and_package_keep_their_work_in_the_workspace(stand_in, mlflow_sto
         (tmp_path / "model" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / place).write_bytes(data)
     assert carflavor.load_model(tmp_path / "model").class_names == ["red", "green", "blue"]
+    # By the alias that package gave it, which the workspace's registry knows, it is deployed.
+    stand_in.scoring_url = scoring_url
+    named = {"subscription_id": stand_in.subscription, "resource_group": stand_in.resource_group}
+    (tmp_path / "config.json").write_text(json.dumps({**named, "workspace_name": stand_in.workspace}))
+    in_workspace(DEPLOYMENTS, "create", "-t", "azureml", "--name", "painted", "-m", "models:/colours@champion")
+    deployed = stand_in.deployments["painted", "painted"]["properties"]
+    assert deployed["model"] == f"{SCOPE}/models/colours/versions/1"
+    assert deployed["environmentVariables"] == {"CARFLAVOR_EXPECTED_SHA256": model["tags"]["carflavor.manifest_sha256"]}
 
 
 def test_plugin_cannot_update_a_deployment(stand_in, plugin, config):

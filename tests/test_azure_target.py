@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from azure_stand_in import AzureStandIn
 
+import carflavor
 from carflavor.data.example import example_photo
+from carflavor.flavor import manifest_sha256
 from carflavor.scoring import BOX_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,12 +55,17 @@ def command_line(folders, environment, cwd, *arguments):
     """Runs `mlflow deployments` where the packages of some folders are installed; returns exit code and output."""
     result = subprocess.run(
         [sys.executable, "-m", "mlflow", "deployments", *arguments],
-        env={**environment, "PYTHONPATH": os.pathsep.join([*map(str, folders), *filter(None, sys.path)])},
+        env={
+            **environment,
+            "PYTHONPATH": os.pathsep.join([*map(str, folders), *filter(None, sys.path)]),
+            "PYTHONUNBUFFERED": "1",
+        },
         cwd=cwd,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    return result.returncode, result.stdout + result.stderr
+    return result.returncode, result.stdout
 
 
 @pytest.fixture
@@ -72,34 +80,71 @@ def azure(clean_environment):
         yield stand_in
 
 
-def test_the_literal_commands(azure, both, scoring_url, tmp_path):
-    azure.scoring_url = scoring_url
-    config = tmp_path / "config.yaml"
-    config.write_text("instance_type: Standard_F4s_v2\nrequest_settings: {request_timeout_ms: 30000}\n")
-
-    def run(*arguments):
-        code, output = command_line([both], azure.variables, tmp_path, *arguments, "-t", "azureml")
-        assert code == 0, output
-        return output
-
-    create = ["create", "--name", "cars", "-m", "models:/cars/1", "--config", f"deploy-config-file={config}"]
-    assert "python_function deployment cars is created" in run(*create)
-    deployment = azure.deployments["cars", "cars"]
-    assert deployment["properties"]["instanceType"] == "Standard_F4s_v2"
-    assert deployment["properties"]["requestSettings"]["requestTimeout"] == "PT30S"
-    # What the file leaves open is ours.
-    assert deployment["properties"]["readinessProbe"]["failureThreshold"] == 60
-    assert azure.endpoints["cars"]["properties"]["traffic"] == {"cars": 100}
-    assert "name: cars" in run("get", "--name", "cars")
-    assert "'name': 'cars'" in run("list")
+def test_the_literal_commands(azure, both, scoring_url, packed_model, tmp_path):
+    """A transcript: what is typed, what is printed, and where the traffic goes."""
+    azure.scoring_url = {"cars/1": scoring_url, "cars/3": scoring_url, "cars/2": f"{scoring_url}/nowhere"}
+    for version in ("1", "2", "3"):
+        azure.register("cars", version, tags={"carflavor.manifest_sha256": manifest_sha256(packed_model)})
+    (tmp_path / "deployment.yaml").write_text(
+        "instance_type: Standard_F4s_v2\nrequest_settings: {request_timeout_ms: 30000}\n"
+    )
     photo, box, _ = example_photo()
     # pandas reads a column as {index: value}.
     (tmp_path / "photo.json").write_text(json.dumps(as_columns(photo, box)))
-    run("predict", "--name", "cars", "-I", str(tmp_path / "photo.json"), "-O", str(tmp_path / "answer.json"))
-    answer = json.loads((tmp_path / "answer.json").read_text())
-    assert answer.keys() == {"label", "prob", "class_id", "top_k", "error"}
-    assert "Deployment cars is deleted" in run("delete", "--name", "cars")
+    answer = carflavor.load_model(packed_model).predict([photo], [box]).iloc[0]
+    answered = f"cars/cars answers a photo with {answer.label} ({answer.prob:.2f})"
+
+    def run(command):
+        code, output = command_line([both], azure.variables, tmp_path, *command.split(), "-t", "azureml")
+        # The plugin prints a dot for each poll; what MLflow logs begins with the time.
+        lines = [re.sub(r"^[\d/]+ [\d:]+ ", "", line.lstrip(".")) for line in output.splitlines()]
+        return code, [line for line in lines if line]
+
+    made = run("create --name cars -m models:/cars/1 --config deploy-config-file=deployment.yaml")
+    assert made == (
+        0,
+        [f"INFO mlflow.carflavor.azure.target: {answered}", "python_function deployment cars is created"],
+    )
+    assert (shares(azure), model(azure)) == ({"cars": 100}, "cars/versions/1")
+    deployment = azure.deployments["cars", "cars"]["properties"]
+    assert (deployment["instanceType"], deployment["requestSettings"]["requestTimeout"]) == ("Standard_F4s_v2", "PT30S")
+    # What the file leaves open is ours.
+    assert deployment["readinessProbe"]["failureThreshold"] == 60
+    assert "name: cars" in run("get --name cars")[1]
+    assert run("list")[1][0] == "List of all deployments:"
+    run("predict --name cars -I photo.json -O answer.json")
+    assert json.loads((tmp_path / "answer.json").read_text())["label"] == {"0": answer.label}
+    # A second create would take the traffic away while the model is changed.
+    code, lines = run("create --name cars -m models:/cars/3")
+    assert (code, lines[-1]) == (
+        1,
+        "mlflow.exceptions.MlflowException: Expected cars to have no traffic for cars, got {'cars': 100}: "
+        "`mlflow deployments update` changes what serves, and --endpoint makes a deployment beside it",
+    )
+    code, lines = run("update --name cars -m models:/cars/2")
+    failed = "mlflow.exceptions.MlflowException: POST of a photo to cars was answered 424: ModelError: "
+    assert (code, lines[-1].startswith(failed)) == (1, True), lines[-1]
+    assert lines[-1].endswith(". cars/cars is again what it was")
+    assert (shares(azure), model(azure)) == ({"cars": 100}, "cars/versions/1")
+    assert azure.deployments["cars", "cars"]["properties"] == deployment
+    made = run("update --name cars -m models:/cars/latest")
+    assert made == (
+        0,
+        [f"INFO mlflow.carflavor.azure.target: {answered}", "Deployment cars is updated (with flavor python_function)"],
+    )
+    assert (shares(azure), model(azure)) == ({"cars": 100}, "cars/versions/3")
+    # Without a config file the rest is what it was.
+    assert azure.deployments["cars", "cars"]["properties"]["instanceType"] == "Standard_F4s_v2"
+    assert run("delete --name cars") == (0, ["Deployment cars is deleted"])
     assert (azure.endpoints, azure.deployments) == ({}, {})
+
+
+def shares(azure):
+    return azure.endpoints["cars"]["properties"]["traffic"]
+
+
+def model(azure):
+    return azure.deployments["cars", "cars"]["properties"]["model"].rpartition("/models/")[2]
 
 
 def as_columns(photo, box):

@@ -26,17 +26,24 @@ _CLOUDS = {
     "AzureUSGovernment": ("https://management.usgovcloudapi.net", "login.microsoftonline.us"),
 }
 _ADVICE = {
-    401: "log in by `az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
-    403: "the account needs the role AzureML Data Scientist or Contributor on the workspace",
-    404: "look whether the name and the workspace are spelt right",
-    409: "something else is changing it: look at action=status and run this again when that has ended",
+    401: "Log in by `az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
+    403: "The account needs the role AzureML Data Scientist or Contributor on the workspace",
+    404: "Look whether the name and the workspace are spelt right",
+    409: "Something else is changing it: look at action=status and run this again when that has ended",
     429: "Azure takes fewer requests than were sent: run this again later",
 }
 _METHODS = frozenset({"GET", "PUT", "PATCH", "DELETE", "POST"})
 _SECONDS_BETWEEN_POLLS = 5  # where Azure does not say
 _SECONDS_TO_WAIT = 3600  # building the image of a deployment can take half an hour
+_SECONDS_TO_CONNECT = 30  # azure-core tries for five minutes, four times over, without a word
+_BACKOFF = 0.8  # seconds before a second try, twice as many before each further one
+_LONGEST_PAUSE = 120  # seconds between two requests, whatever Azure asks for
 
 _logger = logging.getLogger(__name__)
+
+
+class RefusedError(ValueError):
+    """Azure has refused a request that was to change something, which therefore is what it was."""
 
 
 class ResourceManager:
@@ -63,6 +70,13 @@ class ResourceManager:
             return None
         return _read(response, "GET", self._name(path))
 
+    def expect_workspace(self):
+        """Returns what Azure says of the workspace; raises ValueError where there is none."""
+        found = self.get()
+        if found is None:
+            raise ValueError(f"Expected a workspace {self.workspace.resource_id}, got nothing there")
+        return found
+
     def list(self, path):
         """Returns everything in a collection, as a list."""
         found, answer = [], self.get(path)
@@ -80,7 +94,8 @@ class ResourceManager:
         """Sends a PUT, PATCH or DELETE and waits until Azure has done what it says.
 
         Raises:
-            ValueError: If Azure refuses it or it fails, or an hour has passed.
+            RefusedError: If Azure refuses it.
+            ValueError: If it fails, or an hour has passed.
         """
         what = self._name(path)
         if self.dry_run:
@@ -89,7 +104,10 @@ class ResourceManager:
         response = self._send(method, path, body)
         if method == "DELETE" and response.status_code == 404:
             return
-        _read(response, method, what)
+        try:
+            _read(response, method, what)
+        except ValueError as error:
+            raise RefusedError(str(error)) from None
         self._wait_for(response, method, path)
 
     def wait_until_settled(self, path):
@@ -190,13 +208,21 @@ def _find_cloud():
 
 
 def _client(url, *policies):
-    return PipelineClient(url, policies=[UserAgentPolicy(f"carflavor/{__version__}"), RetryPolicy(), *policies])
+    retries = _Retries(retry_backoff_factor=_BACKOFF)
+    return PipelineClient(url, policies=[UserAgentPolicy(f"carflavor/{__version__}"), retries, *policies])
+
+
+class _Retries(RetryPolicy):
+    """azure-core's retries, which would sleep for a day without a word where `Retry-After` says so."""
+
+    def get_retry_after(self, response):
+        return min(super().get_retry_after(response) or 0, _LONGEST_PAUSE)
 
 
 def _send(client, request, what):
     try:
         # Whatever this module sends can be sent twice. By itself the policy takes PATCH and POST for what cannot.
-        return client.send_request(request, retry_on_methods=_METHODS)
+        return client.send_request(request, retry_on_methods=_METHODS, connection_timeout=_SECONDS_TO_CONNECT)
     except ClientAuthenticationError as error:
         raise ValueError(_no_credentials(error)) from None
     except AzureError as error:
@@ -204,9 +230,13 @@ def _send(client, request, what):
 
 
 def _seconds_to_wait(response):
-    if milliseconds := response.headers.get("x-ms-retry-after-ms"):
-        return float(milliseconds) / 1000
-    return float(response.headers.get("Retry-After") or _SECONDS_BETWEEN_POLLS)
+    milliseconds, seconds = response.headers.get("x-ms-retry-after-ms"), response.headers.get("Retry-After")
+    try:
+        wanted = float(milliseconds) / 1000 if milliseconds else float(seconds or _SECONDS_BETWEEN_POLLS)
+    except ValueError:
+        # HTTP allows a date as well.
+        wanted = _SECONDS_BETWEEN_POLLS
+    return min(max(wanted, 0), _LONGEST_PAUSE)
 
 
 def _read(response, method, what):
@@ -214,7 +244,7 @@ def _read(response, method, what):
         advice = _ADVICE.get(response.status_code)
         raise ValueError(
             f"{method} of {what} was answered {response.status_code}: {_message(response)}"
-            + (f". Azure: {advice}" if advice else "")
+            + (f". {advice}" if advice else "")
         )
     try:
         return response.json() if response.content else {}
@@ -237,7 +267,7 @@ def _state(found):
 
 
 def _no_credentials(error):
-    return f"Expected credentials for Azure, got none that work: {_ADVICE[401]}. {error.message.splitlines()[0]}"
+    return f"Expected credentials for Azure, got none that work. {_ADVICE[401]}. {error.message.splitlines()[0]}"
 
 
 def _too_long(method, what):

@@ -172,3 +172,26 @@ def _probe(probe):
         "successThreshold": probe["success_threshold"],
         "failureThreshold": probe["failure_threshold"],
     }
+
+
+def change_deployment(sku, properties, path):
+    """Returns the `sku` and the `properties` of a deployment after what a config file says; the rest stays.
+
+    Args:
+        sku: What Azure has as `sku`.
+        properties: What Azure has as `properties`.
+        path: As for `read_settings`.
+
+    Raises:
+        ValueError: As `read_settings`.
+    """
+    settings, given = read_settings(path), _read(path)
+    complete = deployment_properties(settings, properties.get("model"))
+    said = {_camel_case(key) for key in given} & complete.keys()
+    capacity = {"capacity": settings["instance_count"]} if "instance_count" in given else {}
+    return {**sku, **capacity}, {**properties, **{key: complete[key] for key in said}}
+
+
+def _camel_case(key):
+    first, *rest = key.split("_")
+    return first + "".join(word.title() for word in rest)
