@@ -24,7 +24,7 @@ from test_mlproject import ROOT, load
 import carflavor
 from carflavor.azure import arm, registration
 from carflavor.azure.rollout import deploy_to_azure
-from carflavor.azure.settings import read_settings
+from carflavor.azure.settings import change_deployment, read_settings
 from carflavor.azure.workspace import Workspace, find_workspace
 from carflavor.data.example import example_photo
 from carflavor.deploy import DeployConfig, deploy
@@ -535,7 +535,9 @@ def test_dry_run_prints_every_request_and_sends_no_change(azure, packed_model, c
 def test_a_model_that_the_workspace_does_not_know_is_registered_in_a_dry_run(azure, packed_model, capsys):
     azure.models.clear()
     run(packed_model, dry_run=True)
-    assert f"REGISTER {azure.workspace_uri}, cars" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    files = [path for path in packed_model.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert f"REGISTER {azure.workspace_uri}, cars\n" in printed and f'"files": {len(files)},\n' in printed
 
 
 def test_a_model_that_the_workspace_does_not_know_is_registered_once(azure, packed_model, tmp_path, clean_environment):
@@ -576,6 +578,15 @@ def test_refused_parameters(azure, packed_model, options, message):
     with pytest.raises(ValueError, match=message):
         deploy(DeployConfig(target="azureml", **complete))
     assert writes(azure) == []
+
+
+def test_a_config_file_that_is_refused_is_so_before_anything_is_sent(azure, packed_model, tmp_path):
+    (tmp_path / "config.yaml").write_text("computeType: aci\n")
+    with pytest.raises(
+        ValueError, match="config.yaml: expected no key computeType: the container services ACI and AKS"
+    ):
+        run(packed_model, config=str(tmp_path / "config.yaml"))
+    assert azure.requests == []
 
 
 def test_a_name_that_azure_refuses_for_models_is_refused_before_anything_is_sent(azure):
@@ -730,6 +741,26 @@ def test_settings_refuse_what_azure_would(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_settings(str(path))
+
+
+def test_a_config_file_changes_what_it_names_and_nothing_else(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("instance_count: 3\nrequest_settings: {request_timeout_ms: 90000}\n")
+    properties = {"model": "m", "instanceType": "Standard_F4s_v2", "livenessProbe": {"period": "PT1S"}}
+    assert change_deployment({"name": "Default", "capacity": 1}, properties, str(path)) == (
+        {"name": "Default", "capacity": 3},
+        {
+            **properties,
+            "requestSettings": {
+                "requestTimeout": "PT90S",
+                "maxQueueWait": "PT10S",
+                "maxConcurrentRequestsPerInstance": 2,
+            },
+        },
+    )
+    path.write_text("instance_type: Standard_DS4_v2\n")
+    sku, changed = change_deployment({"name": "Default", "capacity": 2}, properties, str(path))
+    assert (sku["capacity"], changed) == (2, {**properties, "instanceType": "Standard_DS4_v2"})
 
 
 def test_find_workspace(tmp_path, monkeypatch):

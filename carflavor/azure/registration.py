@@ -71,7 +71,7 @@ def prepare_model(path, dst_path):
     scalars = [column for column in outputs if isinstance(column.type, DataType)]
     if not changed and scalars == outputs:
         return Path(path)
-    shutil.copytree(path, dst_path)
+    shutil.copytree(path, dst_path, ignore=shutil.ignore_patterns("__pycache__"))
     model.signature = ModelSignature(model.signature.inputs, Schema(scalars), model.signature.params)
     model.save(str(Path(dst_path) / "MLmodel"))
     (Path(dst_path) / "conda.yaml").write_text(yaml.safe_dump(conda, sort_keys=False), encoding="utf-8")
@@ -107,7 +107,9 @@ def register_model(arm, path, name, tracking_uri):
             return version["name"]
     source = Path(path).resolve().as_uri()
     if arm.dry_run:
-        print_call("REGISTER", f"{tracking_uri}, {name}", {"source": source, "tags": tags})
+        sizes = [file.stat().st_size for file in Path(path).rglob("*") if file.is_file()]
+        body = {"source": source, "files": len(sizes), "bytes": sum(sizes), "tags": tags}
+        print_call("REGISTER", f"{tracking_uri}, {name}", body)
         return "new"
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
     try:
