@@ -21,8 +21,16 @@ class StepCommand(click.Command):
     """A command that answers a refused input with one sentence and an interruption with the shell's exit code.
 
     A step raises ValueError, OSError or MlflowException for what its user can mend. The traceback is not lost: it is
-    the artifact `error.txt` of the run.
+    the artifact `error.txt` of the run. What went well returns, as a function does: a job of Databricks runs Python
+    files in IPython, which takes `SystemExit` for a failure, whatever its code.
     """
+
+    def main(self, *args, **options):
+        try:
+            return super().main(*args, **options)
+        except SystemExit as end:
+            if end.code:
+                raise
 
     def invoke(self, context):
         set_up_logging()

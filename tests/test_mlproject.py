@@ -4,6 +4,7 @@ import configparser
 import dataclasses
 import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -115,6 +116,17 @@ def test_what_mlflow_runs_arrives_in_the_dataclass(name):
     namespace[config_name] = arrive
     result = CliRunner().invoke(command, shlex.split(line)[4:])
     assert (arrived, result.output) == ([config(**required)], "Aborted!\n")
+
+
+def test_a_step_that_went_well_returns(monkeypatch, capsys):
+    """As IPython runs it in a job, where SystemExit is a failure."""
+    monkeypatch.setattr(sys, "argv", ["promote.py", "--help"])
+    runpy.run_path(str(ROOT / "entrypoints" / "promote.py"), run_name="__main__")
+    assert "--challenger" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["promote.py"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "entrypoints" / "promote.py"), run_name="__main__")
+    assert end.value.code == 2
 
 
 def setup_cfg():
