@@ -341,7 +341,12 @@ def copy_model(path, target):
     """
     if target.resolve().is_relative_to(path.resolve()):
         raise ValueError(f"out: expected a folder outside the model {path}, got {target}")
-    shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
+    # Contents alone: not every store of a cloud keeps times and permissions.
+    for file in filter(Path.is_file, path.rglob("*")):
+        name = file.relative_to(path)
+        if "__pycache__" not in name.parts:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / name)
 
 
 def manifest_sha256(path):

@@ -25,7 +25,7 @@ def lock(path, refusal):
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")
+        file = open(path, "w")  # it stays empty; not to append, which volumes of Databricks refuse
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it may have deleted it since it was opened: then it locks nothing.

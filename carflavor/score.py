@@ -216,7 +216,7 @@ def _write_parts(config, scoring, photos, sizes, out):
 
         if config.master:
             with open_session(config.master, "score") as session:
-                check_visible(session, out)
+                check_visible(session, out, in_order=True)
                 check_source(session, photos.store, "photos")
                 started = time.perf_counter()
                 write_shards_on_spark(session, scoring, left, note)

@@ -253,7 +253,7 @@ def _answer(function, number):
     return answer
 
 
-def check_visible(spark, folder, parameter="out"):
+def check_visible(spark, folder, parameter="out", in_order=False):
     """Refuses a folder that is not the same on this machine and on all workers of a session.
 
     This machine writes a file there that all workers must see, each of them writes one that this machine must see.
@@ -262,6 +262,8 @@ def check_visible(spark, folder, parameter="out"):
         spark: Session.
         folder: Path of the folder; it is made where it is missing.
         parameter: What the user calls it.
+        in_order: Whether files are written there from their start to their end alone, which is all that the stores of
+            some clouds take, such as volumes of Databricks. Record files are not.
 
     Raises:
         ValueError: If a worker does not see it or cannot write to it; with the worker's name.
@@ -271,7 +273,7 @@ def check_visible(spark, folder, parameter="out"):
     tokens.mkdir(parents=True)
     try:
         (tokens / "here").touch()
-        for host, (name, problem) in ask_workers(spark, functools.partial(_leave_token, str(tokens))):
+        for host, (name, problem) in ask_workers(spark, functools.partial(_leave_token, str(tokens), in_order)):
             if not problem and not (tokens / name).is_file():
                 problem = "what it writes there is not seen here"
             if problem:
@@ -283,7 +285,7 @@ def check_visible(spark, folder, parameter="out"):
         shutil.rmtree(tokens, ignore_errors=True)
 
 
-def _leave_token(tokens):
+def _leave_token(tokens, in_order):
     """Returns the name of a file that was written into a folder, and what went wrong, or None."""
     name = uuid.uuid4().hex
     # By its name, for a network drive may show a list of files that is half a minute old.
@@ -292,8 +294,8 @@ def _leave_token(tokens):
     try:
         descriptor = os.open(os.path.join(tokens, name), os.O_WRONLY | os.O_CREAT)
         try:
-            # Not from the start on, as record files are written: the stores of some clouds take nothing else.
-            os.pwrite(descriptor, b"seen", 4096)
+            if not in_order:
+                os.pwrite(descriptor, b"seen", 4096)
             os.pwrite(descriptor, b"seen", 0)
         finally:
             os.close(descriptor)
