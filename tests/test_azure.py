@@ -731,7 +731,7 @@ def test_settings_take_milliseconds_and_fill_in_what_is_left_open(tmp_path):
         ("request_settings: {request_timeout_ms: PT200S}", "expected at most 180 s, which Azure allows"),
         ("request_settings: {request_timeout_ms: 1m}", "expected milliseconds, or seconds as PT60S. Received: '1m'"),
         ("scale_settings: {type: target_utilization}", "expected scale_settings to be {type: default}"),
-        ("type: kubernetes", "expected type: managed. Received: type='kubernetes'"),
+        ("type: kubernetes", "^[^\n]+: expected type: managed, for .* on Kubernetes .* Received: type='kubernetes'$"),
         ("- a", "expected keys and values, got list"),
         ("{", "Expected config to be a YAML or JSON file"),
     ],

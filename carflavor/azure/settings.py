@@ -67,7 +67,10 @@ def read_settings(path, model_size=0):
     known = {*settings, "type", "scale_settings"}
     _check_keys(given, known, path)
     if str(given.get("type", "managed")).lower() != "managed":
-        raise ValueError(f"{path}: expected type: managed. Received: type={given['type']!r}")
+        raise ValueError(
+            f"{path}: expected type: managed, for an endpoint on Kubernetes is made by Azure's own az ml alone. "
+            f"Received: type={given['type']!r}"
+        )
     if (given.get("scale_settings") or {"type": "default"}) != {"type": "default"}:
         raise ValueError(
             f"{path}: expected scale_settings to be {{type: default}}, as managed endpoints scale by autoscale rules. "
