@@ -485,6 +485,26 @@ def test_a_part_that_was_lost_after_it_got_its_name_is_scored_again(few_cars, op
     assert (summary["photos"], read(out).num_rows) == (8, 8)
 
 
+def test_into_a_folder_that_takes_files_from_their_start_to_their_end_alone(
+    few_cars, openvino_model, tmp_path, monkeypatch
+):
+    """As volumes of Databricks, with neither times nor permissions."""
+
+    def refuse(*args, **options):
+        raise OSError(95, os.strerror(95))
+
+    def open_in_order(file, mode="r", *args, **options):
+        return refuse() if set(mode) & set("a+") and str(file).startswith(str(tmp_path)) else opened(file, mode, *args)
+
+    opened = open
+    monkeypatch.setattr("builtins.open", open_in_order)
+    for name in ("chmod", "utime", "pwrite", "truncate", "ftruncate"):
+        monkeypatch.setattr(os, name, refuse)
+    for _ in range(2):
+        out, summary = write(openvino_model, few_cars, tmp_path / "out", workers=1)
+        assert (summary["photos"], names(out)) == (8, ["_SUCCESS", "part-00000.parquet"])
+
+
 def test_parts_of_somebody_else_are_left_alone(few_cars, openvino_model, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
