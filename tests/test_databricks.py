@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,16 @@ from click.testing import CliRunner
 from databricks.sdk.service.jobs import JobSettings
 from databricks_stand_in import JOB, TOKEN, databricks, find_faults
 from mlflow.cli import cli as mlflow_cli
+from test_projects import git
+from test_projects import project as committed_project
 
 from carflavor import evaluate, package, preprocess, promote, score, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "databricks"
 PAGE = (ROOT / "docs" / "databricks.md").read_text(encoding="utf-8")
+project = committed_project  # the fixture
+GIT_URL = "https://host/owner/carflavor.git"
 LIBRARIES = json.loads((DOCS / "cluster.json").read_text())["libraries"]
 # MLflow leaves the archive of a project open.
 pytestmark = pytest.mark.filterwarnings("ignore:.*project.tar.gz:pytest.PytestUnraisableExceptionWarning")
@@ -43,20 +48,24 @@ def workspace(tmp_path_factory, clean_environment, monkeypatch):
         mlflow.set_tracking_uri(before)
 
 
-def mlflow_run(project, config, *arguments):
+def mlflow_run(uri, config, *arguments):
     """Returns the exit code of MLflow's command, and the error that ended it."""
-    command = ["run", str(project), "-e", "preprocess", "-b", "databricks", "--backend-config", str(config)]
+    command = ["run", str(uri), "-e", "preprocess", "-b", "databricks", "--backend-config", str(config)]
     result = CliRunner().invoke(mlflow_cli, [*command, "--experiment-name", "/Shared/cars", *arguments])
     return result.exit_code, str(result.exception)
 
 
-def test_the_command_of_the_page_up_to_its_step(workspace, photos, tmp_path, clean_environment):
+def test_the_command_of_the_page_up_to_its_step(workspace, project, photos, tmp_path, clean_environment, monkeypatch):
     """From `mlflow run` here to what the cluster would be told, and that in a shell, as far as it goes without one."""
-    line = "mlflow run https://host/owner/carflavor.git -e preprocess -b databricks --backend-config cluster.json"
-    assert line in PAGE
+    assert f"mlflow run {GIT_URL} -e preprocess -b databricks --backend-config cluster.json" in PAGE
+    git("clone", "--quiet", "--bare", str(project), "carflavor.git", cwd=tmp_path)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{tmp_path}/.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", GIT_URL.removesuffix("carflavor.git"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where MLflow leaves its clone
     source, out = "/Volumes/main/cars/photos/mine", "/local_disk0/carflavor/records"
     parameters = ["-P", f"source={source}", "-P", f"out={out}", "-P", "image_size=32", "-P", "workers=1"]
-    assert mlflow_run(ROOT, DOCS / "cluster.json", "--env-manager", "local", *parameters) == (0, "None")
+    assert mlflow_run(GIT_URL, DOCS / "cluster.json", "--env-manager", "local", *parameters) == (0, "None")
     (body,), cluster = workspace.submitted, json.loads((DOCS / "cluster.json").read_text())
     assert body["new_cluster"] == cluster["new_cluster"]
     # MLflow adds its own version.
