@@ -719,7 +719,7 @@ def test_train_and_package_keep_their_work_in_the_workspace(
     in_workspace(DEPLOYMENTS, "create", "-t", "azureml", "--name", "painted", "-m", "models:/colours@champion")
     deployed = stand_in.deployments["painted", "painted"]["properties"]
     assert deployed["model"] == f"{SCOPE}/models/colours/versions/1"
-    assert deployed["environmentVariables"] == {"CARFLAVOR_EXPECTED_SHA256": model["tags"]["carflavor.manifest_sha256"]}
+    assert deployed["environmentVariables"] == {"CARFLAVOR_EXPECTED_SHA256": model["tags"]["carflavor_manifest_sha256"]}
 
 
 def test_plugin_cannot_update_a_deployment(stand_in, plugin, config):

@@ -84,7 +84,7 @@ def test_the_literal_commands(azure, both, scoring_url, packed_model, tmp_path):
     """A transcript: what is typed, what is printed, and where the traffic goes."""
     azure.scoring_url = {"cars/1": scoring_url, "cars/3": scoring_url, "cars/2": f"{scoring_url}/nowhere"}
     for version in ("1", "2", "3"):
-        azure.register("cars", version, tags={"carflavor.manifest_sha256": manifest_sha256(packed_model)})
+        azure.register("cars", version, tags={"carflavor_manifest_sha256": manifest_sha256(packed_model)})
     (tmp_path / "deployment.yaml").write_text(
         "instance_type: Standard_F4s_v2\nrequest_settings: {request_timeout_ms: 30000}\n"
     )

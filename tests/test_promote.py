@@ -308,13 +308,13 @@ def test_a_model_of_ours_against_another(store, register, packed_model, tiny_net
 
 
 def test_unity_catalog_takes_the_names_of_all_tags(store, packed_model, records):
-    """It answers `Tag name ... contains one or more of the reserved characters` otherwise; its names have three parts."""
+    """`Tag name ... contains one or more of the reserved characters`, it says of others. Its models have three parts."""
     name = "main.cars.carflavor"
     package(PackageConfig(str(packed_model), register_as=name, alias="challenger", engine="keras"))
     assert promote(PromoteConfig(records, name=name)) == "first"
     assert store.get_registered_model(name).aliases["champion"] == 1
     names = store.get_model_version(name, "1").tags.keys()
     assert {"carflavor_manifest_sha256", "carflavor_evaluation_verdict"} <= names
-    assert [name for name in names if set(name) & set(".,-=/:")] == []
+    assert [tag for tag in names if set(tag) & set(".,-=/:")] == []
     # What MLflow demands of a model before it goes there.
     UcModelRegistryStore._validate_model_signature(None, str(packed_model))
