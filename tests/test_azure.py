@@ -64,7 +64,7 @@ def azure(scoring_url, packed_model, tmp_path, monkeypatch):
 def know_model(stand_in, name, version, path):
     stand_in.register(name, version)
     conda = hashlib.sha256((path / "conda.yaml").read_bytes()).hexdigest()
-    tags = {"carflavor_manifest_sha256": manifest_sha256(path), "carflavor.azure_environment": conda}
+    tags = {"carflavor_manifest_sha256": manifest_sha256(path), "carflavor_azure_environment": conda}
     stand_in.models[name, version]["properties"]["tags"] = tags
 
 

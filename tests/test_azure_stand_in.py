@@ -707,7 +707,7 @@ def test_train_and_package_keep_their_work_in_the_workspace(
     assert b"- azureml-ai-monitoring==1.0.0" in files["conda.yaml"]
     outputs = json.loads(yaml.safe_load(files["MLmodel"])["signature"]["outputs"])
     assert [column["name"] for column in outputs] == ["label", "prob", "class_id", "error"]
-    assert hashlib.sha256(files["conda.yaml"]).hexdigest() == model["tags"]["carflavor.azure_environment"]
+    assert hashlib.sha256(files["conda.yaml"]).hexdigest() == model["tags"]["carflavor_azure_environment"]
     for place, data in files.items():
         (tmp_path / "model" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / place).write_bytes(data)

@@ -20,7 +20,7 @@ from carflavor.azure.arm import print_call
 from carflavor.flavor import manifest_sha256
 from carflavor.package import MANIFEST_TAG
 
-ENVIRONMENT_TAG = "carflavor.azure_environment"
+ENVIRONMENT_TAG = "carflavor_azure_environment"
 # Azure's inference server imports it from 1.3 on, and installs what the model's conda.yaml says, no more.
 _MONITORING = "azureml-ai-monitoring==1.0.0"
 # That server, which Azure adds to the environment, comes with inference-schema 1.8, which takes no later one.
