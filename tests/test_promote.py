@@ -308,7 +308,7 @@ def test_a_model_of_ours_against_another(store, register, packed_model, tiny_net
 
 
 def test_unity_catalog_takes_the_names_of_all_tags(store, packed_model, records):
-    """`Tag name ... contains one or more of the reserved characters`, it says of others. Its models have three parts."""
+    """`Tag name ... contains one or more of the reserved characters`, it says of others. Its names have three parts."""
     name = "main.cars.carflavor"
     package(PackageConfig(str(packed_model), register_as=name, alias="challenger", engine="keras"))
     assert promote(PromoteConfig(records, name=name)) == "first"
