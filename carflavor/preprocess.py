@@ -93,13 +93,15 @@ def preprocess(config):
             logged, if kinds of findings named by `fail_on` were found.
     """
     with tracking.step_run("preprocess", config):
-        out, summary, refusal = _write(config)
+        out, summary, refusal, sheet = _write(config)
         mlflow.log_metrics({name: summary[name] for name in _METRICS if summary[name] is not None})
         mlflow.log_metrics(count_findings(summary))
         mlflow.log_artifact(out / "report.json")
         mlflow.log_artifact(out / "report.html")
         if refusal:
             raise ValueError(refusal)
+        # Also by itself, as the pictures of the other steps are: for `mlflow ui` and notebooks.
+        mlflow.log_figure(sheet, "photos.png")
         mlflow.set_tag(tracking.RECORDS_TAG, str(out))
         _logger.info("Record files: %s", out)
     return out
@@ -128,14 +130,17 @@ def write_records(config):
     Raises:
         ValueError: As `preprocess` does.
     """
-    out, summary, refusal = _write(config)
+    out, summary, refusal, _ = _write(config)
     if refusal:
         raise ValueError(refusal)
     return out, summary
 
 
 def _write(config):
-    """Returns what `write_records` does, and the sentence that refuses the dataset or None: then the reports alone."""
+    """Returns what `write_records` does, the sentence that refuses the dataset or None, and a `Figure` of photos.
+
+    Where the dataset is refused, only the reports are written, and the figure is None.
+    """
     fail_on = parse_fail_on(config.fail_on)
     if config.crop not in CROP_CHOICES:
         raise ValueError(f"Expected crop to be one of {', '.join(CROP_CHOICES)}. Received: crop={config.crop!r}")
@@ -209,10 +214,11 @@ def _write(config):
             **summarise(dataset, splits, facts, findings),
         }
         thumbnails = read_thumbnails(store, report.pick_photos(findings), dataset.photos)
-        _write_reports(out, summary, report.build_audit_sections(findings, thumbnails), refusal)
+        sheet = None if refusal else _contact_sheet(out)
+        _write_reports(out, summary, report.build_audit_sections(findings, thumbnails), refusal, sheet)
         if not refusal:
             build.remove()
-    return out, summary, refusal
+    return out, summary, refusal, sheet
 
 
 @contextlib.contextmanager
@@ -306,7 +312,7 @@ def _count_bytes(out, splits):
     return sum(path.stat().st_size for path in paths)
 
 
-def _write_reports(out, summary, audit_sections, refusal):
+def _write_reports(out, summary, audit_sections, refusal, sheet):
     headline = [("photos", f"{summary['photos']:,}"), ("left out", f"{summary['skipped']:,}")]
     headline += [(split, f"{count:,}") for split, count in summary["photos_by_split"].items()]
     headline += [("photos a second", f"{summary['photos_per_second']:,}"), ("bytes", f"{summary['bytes']:,}")]
@@ -314,7 +320,7 @@ def _write_reports(out, summary, audit_sections, refusal):
     if refusal:
         first = [report.Section("No record files were written", refusal), overview]
     else:
-        first = [overview, report.Section("Photos of the training split", figure=_contact_sheet(out))]
+        first = [overview, report.Section("Photos of the training split", figure=sheet)]
     sections = [
         *first,
         report.Section("Photos left out", table=summary["skipped_photos"])

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import cv2
+import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -263,7 +264,12 @@ def test_the_run_tells_what_was_written(devkit, tmp_path, store):
     assert run.data.metrics["near_duplicate_test_photos"] == 0
     assert run.data.metrics["bytes"] == sum(path.stat().st_size for path in out.glob("*.h5"))
     artifacts = [artifact.path for artifact in store.list_artifacts(run.info.run_id)]
-    assert sorted(artifacts) == ["config.json", "report.html", "report.json"]
+    assert sorted(artifacts) == ["config.json", "photos.png", "report.html", "report.json"]
+    picture = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="photos.png")
+    with RecordFile(out / "train.h5") as train:
+        photos = len(train)
+    # Two inches and a tenth for each photo, at 144 pixels an inch; what is left of a pixel is cut off.
+    assert cv2.imread(picture).shape[1] == int(2.1 * 144 * photos)
 
 
 def test_two_folders_of_one_name_do_not_share_their_files(devkit, tmp_path, store):
