@@ -13,9 +13,7 @@ def progress_bar(description, photos, done=0):
         photos: Number of photos in all.
         done: Number of photos that were done before.
     """
-    # In a log file every update is a line that stays.
-    interval = 1.0 if sys.stderr.isatty() else 30.0
-    return tqdm(desc=description, total=photos, initial=done, unit=" photos", mininterval=interval)
+    return tqdm(desc=description, total=photos, initial=done, unit=" photos", mininterval=_find_interval())
 
 
 def bytes_bar(description, num_bytes):
@@ -25,5 +23,12 @@ def bytes_bar(description, num_bytes):
         description: What is being done, in a word or two.
         num_bytes: Number of bytes in all; None if that is not known.
     """
-    interval = 1.0 if sys.stderr.isatty() else 30.0
+    interval = _find_interval()
     return tqdm(desc=description, total=num_bytes, unit="B", unit_scale=True, mininterval=interval, delay=1.0)
+
+
+def _find_interval():
+    """Returns the seconds between two updates of a bar."""
+    # In a log file every update is a line that stays. A notebook, which is no terminal, draws it over the last one.
+    is_redrawn = sys.stderr.isatty() or type(sys.stderr).__module__ == "ipykernel.iostream"
+    return 1.0 if is_redrawn else 30.0
