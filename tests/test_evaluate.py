@@ -195,21 +195,22 @@ def test_no_threshold_without_validation_photos(store, records, packed_model, em
     assert findings.notes == ["The threshold for unknown: there are no validation photos beside the test photos."]
 
 
-def test_near_duplicates_in_training_are_counted_apart(store, records, packed_model, monkeypatch):
+@pytest.mark.parametrize(("number", "named"), [(3, "3 test photos that have"), (1, "one test photo that has")])
+def test_near_duplicates_in_training_are_counted_apart(number, named, store, records, packed_model, monkeypatch):
     asked = []
 
     def find(test, others):
         asked.append((test.path.name, [other.path.name for other in others]))
-        return np.arange(8) < 3
+        return np.arange(8) < number
 
     monkeypatch.setattr(evaluate_module, "near_duplicates", find)
     findings = evaluate(EvaluateConfig(str(packed_model), str(records)))["box"]
     (run,) = store.search_runs(["0"])
     assert asked == [("test.h5", ["train.h5"])]
     alone = findings.measurement.without_near_duplicates
-    assert alone.of == 5
+    assert alone.of == 8 - number
     assert run.data.metrics["box_top_1_without_near_duplicates"] == alone.value
-    assert "Without the 3 test photos that have a near-duplicate in train.h5" in load_report(run)
+    assert f"Without the {named} a near-duplicate in train.h5" in load_report(run)
 
 
 def test_metrics_stand_on_the_page_of_the_model(store, records, tiny_network):

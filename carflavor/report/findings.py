@@ -174,9 +174,9 @@ def write_lead(findings):
         said.append(f"The make is right for {_percent(measurement.make.value)}.")
     alone = measurement.without_near_duplicates
     if alone and alone.of < top_1.of:
-        said.append(
-            f"Without the {top_1.of - alone.of:,} test photos that have a near-duplicate in train.h5, it is {alone}."
-        )
+        left_out = top_1.of - alone.of
+        named = "one test photo that has" if left_out == 1 else f"{left_out:,} test photos that have"
+        said.append(f"Without the {named} a near-duplicate in train.h5, it is {alone}.")
     if measurement.calibration:
         said.append(_say_calibration(measurement.calibration, top_1))
     if findings.threshold:
