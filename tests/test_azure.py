@@ -247,6 +247,10 @@ def test_a_deployment_that_ends_failed_is_removed_and_a_second_run_heals(azure, 
     assert run(packed_model)["traffic"] == {"blue": 100}
 
 
+# What Python's own client says of a connection that ends without an answer.
+BROKEN = "('Connection aborted.', RemoteDisconnected('Remote end closed connection without response'))"
+
+
 def break_for_good(azure):
     azure.polls = 99
     azure.fail("GET", "mfeOperationsStatus", times=9, break_connection=True)
@@ -303,8 +307,14 @@ FAILURES = {
     ),
     "broken for good": (
         break_for_good,
-        "GET of onlineEndpoints/cars/deployments/green was not answered: ('Connection aborted.', "
-        "RemoteDisconnected('Remote end closed connection without response'))",
+        f"GET of onlineEndpoints/cars/deployments/green was not answered: {BROKEN}",
+        {"green": "1"},
+    ),
+    "broken when traffic moves": (
+        lambda azure: azure.fail("PATCH", "onlineEndpoints/cars$", times=99, break_connection=True),
+        f"PATCH of onlineEndpoints/cars was not answered: {BROKEN}. The traffic could not be put back to "
+        f"{{'blue': 100}} (PATCH of onlineEndpoints/cars was not answered: {BROKEN}): action=status shows where it is, "
+        "and where green has any action=rollback takes it back",
         {"green": "1"},
     ),
     "smoke test": (

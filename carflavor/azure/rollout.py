@@ -186,13 +186,13 @@ def _roll_out(endpoint, body, class_names, steps):
     except BaseException as error:
         # First of all, before what may take long.
         if moved:
-            _put_back(endpoint, before, error)
+            _put_back(endpoint, new, before, error)
         _clear_away(endpoint, new)
         raise
     return answer
 
 
-def _put_back(endpoint, before, error):
+def _put_back(endpoint, new, before, error):
     """Puts the traffic back after an error, which is told along where that fails, too."""
     _logger.warning("Putting the traffic of %s back", endpoint.name)
     try:
@@ -201,7 +201,8 @@ def _put_back(endpoint, before, error):
         endpoint.move(before)
     except ValueError as second:
         raise ValueError(
-            f"{error}. The traffic could not be put back to {before} ({second}): action=rollback does that"
+            f"{error}. The traffic could not be put back to {before} ({second}): action=status shows where it is, and "
+            f"where {new} has any action=rollback takes it back"
         ) from error
 
 
