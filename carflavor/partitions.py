@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 import carflavor
 from carflavor.data.on_spark import SentStore
 from carflavor.limits import read_number
-from carflavor.scoring import BOX_COLUMNS, failed_row
+from carflavor.scoring import BOX_COLUMNS, check_size, failed_row
 
 PARTIAL = ".partial"  # ends the names of files that are not whole
 # Little is lost with a task, and the tenth of a second that Spark takes for one counts little; of very many photos the
@@ -107,8 +107,13 @@ class Scoring:
             rows_of.setdefault(name, []).append(row)
         for name, content in store.read_many(rows_of):
             for row in rows_of[name]:
-                if isinstance(content, OSError):
-                    answers[row] = failed_row(content.strerror or str(content))
+                try:
+                    if isinstance(content, OSError):
+                        raise content
+                    # Not with the others of its batch: several that are far too large may be more than memory holds.
+                    check_size(len(content), classifier.limits.photo_bytes)
+                except (ValueError, OSError) as error:
+                    answers[row] = failed_row(getattr(error, "strerror", None) or str(error))
                     continue
                 batch.append((row, content))
                 if len(batch) == batch_size:

@@ -309,12 +309,12 @@ def _read(photo, limits):
             # As which MLflow hands on the null of an `inputs` body; no photo has so short a text.
             raise ValueError("expected a photo, got null")
         # Four characters for three bytes, and room for line breaks: what is longer is not even decoded.
-        _check_size(len(photo.text) // 2, limits.photo_bytes)
+        check_size(len(photo.text) // 2, limits.photo_bytes)
         return _open(decode_base64(photo.text), limits)
     if isinstance(photo, (bytes, bytearray, memoryview)):
         return _open(bytes(photo), limits)
     if isinstance(photo, (str, os.PathLike)):
-        _check_size(os.path.getsize(photo), limits.photo_bytes)
+        check_size(os.path.getsize(photo), limits.photo_bytes)
         return _open(Path(photo).read_bytes(), limits)
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
@@ -327,11 +327,12 @@ def _read(photo, limits):
 
 
 def _open(data, limits):
-    _check_size(len(data), limits.photo_bytes)
+    check_size(len(data), limits.photo_bytes)
     return image.EncodedPhoto(data, limits.photo_pixels)
 
 
-def _check_size(count, limit):
+def check_size(count, limit):
+    """Raises a ValueError for the number of bytes of a photo if it is above the limit."""
     if count > limit:
         raise ValueError(f"expected a photo of at most {limit:,} bytes, got {count:,}")
 

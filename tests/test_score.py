@@ -30,6 +30,7 @@ from carflavor.data import copies_on_spark
 from carflavor.data.unlabelled import list_photos
 from carflavor.locking import lock
 from carflavor.score import SUCCESS, WORK_FOLDER, ScoreConfig, score, write_predictions
+from carflavor.scoring import CarClassifier
 from carflavor.spark import ask_workers, open_session
 
 ROOT = Path(carflavor.__file__).parents[1]
@@ -540,6 +541,24 @@ def test_limits_of_the_environment(few_cars, openvino_model, tmp_path, monkeypat
         f"expected a photo of at most 2,600 pixels, got one of {width} x {height}"
         for width, height in ((63, 42), (60, 45), (57, 48), (54, 51))
     ]
+
+
+def test_photos_that_are_too_large_are_not_kept_for_their_batch(few_cars, openvino_model, tmp_path, monkeypatch):
+    def predict_rows(self, photos, *arguments, **settings):
+        kept.extend(map(len, photos))
+        return predict(self, photos, *arguments, **settings)
+
+    sizes = [(few_cars / f"{number}.png").stat().st_size for number in range(8)]
+    limit = sorted(sizes)[4]
+    kept, predict = [], CarClassifier.predict_rows
+    monkeypatch.setattr(CarClassifier, "predict_rows", predict_rows)
+    monkeypatch.setenv("CARFLAVOR_MAX_PHOTO_BYTES", str(limit))
+    out, summary = write(openvino_model, few_cars, tmp_path / "out", workers=1)
+    assert kept == [size for size in sizes if size <= limit]
+    assert [row["error"] for row in read(out).to_pylist()] == [
+        None if size <= limit else f"expected a photo of at most {limit:,} bytes, got {size:,}" for size in sizes
+    ]
+    assert summary["errors"] == 8 - len(kept) > 0
 
 
 def test_the_step_logs_what_it_did(few_cars, openvino_model, tmp_path, store):
