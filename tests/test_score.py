@@ -344,7 +344,8 @@ def test_what_lies_beside_the_photos_changes_nothing(few_cars, openvino_model, t
     photos = tmp_path / "cars"
     shutil.copytree(few_cars, photos)
     write(openvino_model, photos, photos / "scores", workers=1)
-    digest = list_photos(str(photos)).digest()
+    listed = list_photos(str(photos))
+    digest, stamp = listed.digest(), listed.store.stamp()
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(scoring_step, "_publish", lambda *_: (_ for _ in ()).throw(Killed))
         write(openvino_model, photos, photos / "scores", workers=1)
@@ -354,6 +355,7 @@ def test_what_lies_beside_the_photos_changes_nothing(few_cars, openvino_model, t
     assert "Going on after 8 of 8 photos" in caplog.messages
     assert read(out)["photo"].to_pylist() == [f"{number}.png" for number in range(8)]
     assert list_photos(str(photos)).digest() == digest
+    assert list_photos(str(photos)).store.stamp() == stamp  # which workers of Spark see
     os.utime(photos / "3.png", (1, 1))
     assert list_photos(str(photos)).digest() != digest
 

@@ -19,7 +19,7 @@ from servers import carflavor_server, free_port, mlflow_models_serve, request
 
 import carflavor
 from carflavor import flavor
-from carflavor.deploy import DeployConfig, deploy
+from carflavor.deploy import DeployConfig, _find_digest, deploy
 from carflavor.image import encode_jpeg
 
 PROJECT = Path(__file__).parents[1]
@@ -172,9 +172,10 @@ def test_deploy_demands_the_manifest_that_the_registry_names(store, packed_model
     mlflow.register_model(f"runs:/{run.info.run_id}/model", "cars", tags={"carflavor_manifest_sha256": "0" * 64})
     store.set_registered_model_alias("cars", "champion", "1")
     for model in ("models:/cars/1", "models:/cars/latest", "models:/cars@champion"):
-        with pytest.raises(ValueError, match="The server ended with exit code 1 before it was healthy"):
-            deploy(DeployConfig(model, port=0, keep=False))
-        assert "expected a manifest.json with the SHA-256 0000000000" in capfd.readouterr().err
+        assert _find_digest(model) == "0" * 64
+    with pytest.raises(ValueError, match="The server ended with exit code 1 before it was healthy"):
+        deploy(DeployConfig(model, port=0, keep=False))
+    assert "expected a manifest.json with the SHA-256 0000000000" in capfd.readouterr().err
     store.set_model_version_tag("cars", "1", "carflavor_manifest_sha256", flavor.manifest_sha256(packed_model))
     assert deploy(DeployConfig("models:/cars@champion", port=0, keep=False))["predictions"]
 

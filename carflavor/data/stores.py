@@ -87,17 +87,17 @@ class Store:
         """Whether files can only be read from the first to the last: one process then reads them for all others."""
         return self._files.is_stream
 
-    def fingerprint(self, names=None):
-        """Returns a SHA-256 (hex) that differs where a file was changed, as far as sizes and times tell.
+    def keep(self, is_wanted):
+        """Leaves out of `names`, and so of `fingerprint` and `stamp`, what a function of a name says no to."""
+        self.names = tuple(filter(is_wanted, self.names))
 
-        Args:
-            names: Names of the files that matter; all if None.
-        """
+    def fingerprint(self):
+        """Returns a SHA-256 (hex) that differs where a file was changed, as far as sizes and times tell."""
         sha256 = hashlib.sha256()
         if self._archive and not self._url:
             sha256.update(str(os.stat(self._archive).st_mtime_ns).encode())
         stamp = self._files.stamp if isinstance(self._files, _Folder) else self._files.sizes.get
-        for name in self.names if names is None else names:
+        for name in self.names:
             sha256.update(f"{name} {stamp(name)}\n".encode())
         return sha256.hexdigest()
 

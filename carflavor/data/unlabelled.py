@@ -44,10 +44,10 @@ class LinkedFiles:
         self._base = base
         self.names = tuple(dict.fromkeys(names))
 
-    def fingerprint(self, names=None):
+    def fingerprint(self):
         """Returns a SHA-256 (hex) that differs where a file of this machine was changed, as `Store` does."""
         sha256 = hashlib.sha256(self._base.encode())
-        for name in self.names if names is None else names:
+        for name in self.names:
             sha256.update(f"{name} {self._stamp(name)}\n".encode())
         return sha256.hexdigest()
 
@@ -112,8 +112,7 @@ class PhotoList:
 
     def digest(self):
         """Returns a SHA-256 (hex) that differs where a photo, its place in the order or its box does."""
-        # Of the photos alone: beside them there may be a log that grows, or `out`.
-        sha256 = hashlib.sha256(self.store.fingerprint(self.names).encode())
+        sha256 = hashlib.sha256(self.store.fingerprint().encode())
         for row, name in enumerate(self.names):
             sha256.update(f"{name} {self.boxes and self.boxes[row]}\n".encode())
         return sha256.hexdigest()
@@ -142,10 +141,11 @@ def list_photos(place):
             f"photos: expected photos that can be read at any place, got {store.place}, which can only be read from "
             f"its start to its end; unpack it, or pack it anew as .tar or .zip"
         )
-    names = tuple(filter(is_photo, store.names))
-    if not names:
+    if not any(map(is_photo, store.names)):
         raise ValueError(f"photos: expected photos in {store.place}, got {list_top(store)}")
-    return PhotoList(store, names)
+    # What lies beside them may change meanwhile: a log, or what is written to `out`.
+    store.keep(is_photo)
+    return PhotoList(store, store.names)
 
 
 def _list_table(place):
