@@ -156,7 +156,8 @@ def _write_folder(model, out, texts):
                     shutil.rmtree(out / name)
                 os.replace(folder / name, out / name)
         finally:
-            shutil.rmtree(work)
+            # A network drive keeps the lock, which is open, and so its folder.
+            shutil.rmtree(work, ignore_errors=True)
 
 
 _ENVIRONMENT = jinja2.Environment(

@@ -151,7 +151,7 @@ def _write(config):
         )
         seconds, made = _write_parts(config, scoring, photos, sizes, out)
         _publish(folder, out, len(sizes))
-        # A network drive keeps files that a process on this machine has open, as a worker has the model.
+        # A network drive keeps what is open on this machine, the lock and the model of a worker, and so their folder.
         shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     paths = [out / name_part(number) for number in range(len(sizes))]
     summary, shown = _summarise(paths, len(photos.names))
