@@ -139,7 +139,8 @@ def write_augmented(config):
         photos = len(originals) * (1 + config.copies)
         with progress_bar("gather", photos) as progress:
             copying.gather(path, _count_shards(copying, len(originals)), settings, progress.update)
-        shutil.rmtree(folder / WORK_FOLDER)
+        # A network drive keeps the lock, which is open, and so its folder.
+        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     summary = {
         "photos": photos,
         "copies": len(originals) * config.copies,
