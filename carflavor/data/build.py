@@ -209,7 +209,8 @@ class Build:
         """Removes the folder."""
         if self.shards.is_dir():
             _remove_shards(self.shards)
-        shutil.rmtree(self._folder)
+        # A network drive keeps the lock and the journal, which are open, and so the folder.
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _remove_shards(folder):
