@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py
 
-It takes some half an hour and needs Java 17. Nothing else should run on the machine, which should have two cores: all
+It takes some forty minutes and needs Java 17. Nothing else should run on the machine, which should have two cores: all
 contestants score the same photos, in turns, and none has more of the machine than two threads that work on photos.
 
 - bare_1: a loop in one process and one thread that reads a batch of files, decodes them with carflavor's own image
@@ -46,7 +46,7 @@ from preprocess import FOLDER, contestant, say
 
 _SIDE = 700  # pixels
 _DRAWN = 250
-_NAMES = 16  # of each, for the photos that contestants take turns at
+_NAMES = 48  # of each, for the photos that contestants take turns at: start-up, which ours have, counts little
 _FEW = 32  # photos, that cost next to nothing beside start-up
 _ROUNDS = 5  # of these and of the smallest size; each larger size has fewer
 _SECONDS_A_SAMPLE = 0.2
