@@ -18,7 +18,7 @@ from azure_models import find_faults
 from azure_stand_in import AzureStandIn
 from colours import PROJECT
 from mlflow import MlflowClient
-from servers import mlflow_models_serve, mlflow_server
+from servers import mlflow_server
 from servers import request as plain_request
 
 import carflavor
@@ -534,54 +534,49 @@ def test_deployment_that_ends_failed_gets_no_traffic(stand_in, plugin, config):
     assert traffic(stand_in, "faulty") == {"faulty": 100}
 
 
-def test_endpoint_answers_with_the_packed_model(
-    stand_in, plugin, packed_model, photos, clean_environment, tmp_path, two_colours
-):
+def test_endpoint_answers_with_the_packed_model(stand_in, plugin, scoring_url, photos, two_colours):
     photo = base64.b64encode(encode_jpeg(photos[0])).decode()
     split = {"columns": ["image"], "data": [[photo]]}
-    with mlflow_models_serve(packed_model, tmp_path, clean_environment) as server:
-        [expected] = json.loads(plain_request(f"{server.url}/invocations", {"dataframe_split": split})[1])[
-            "predictions"
-        ]
-        stand_in.scoring_url = f"{server.url}/invocations"
-        since = len(stand_in.requests)
-        for arguments in [{"endpoint": "pair"}, {"endpoint": "pair", "deployment_name": "green"}]:
-            [row] = plugin("predict", df={"image": [photo]}, **arguments)
-            # The plugin reads figures by pandas, which rounds them.
-            assert (row["label"], row["prob"]) == (expected["label"], pytest.approx(expected["prob"], abs=1e-9))
-        scored = [record for record in stand_in.requests[since:] if record.path == "/inference/pair/score"]
-        assert [record.headers["azureml-model-deployment"] for record in scored] == [None, "green"]
-        assert [record.body["input_data"]["columns"] for record in scored] == [["image"], ["image"]]
+    [expected] = json.loads(plain_request(scoring_url, {"dataframe_split": split})[1])["predictions"]
+    stand_in.scoring_url = scoring_url
+    since = len(stand_in.requests)
+    for arguments in [{"endpoint": "pair"}, {"endpoint": "pair", "deployment_name": "green"}]:
+        [row] = plugin("predict", df={"image": [photo]}, **arguments)
+        # The plugin reads figures by pandas, which rounds them.
+        assert (row["label"], row["prob"]) == (expected["label"], pytest.approx(expected["prob"], abs=1e-9))
+    scored = [record for record in stand_in.requests[since:] if record.path == "/inference/pair/score"]
+    assert [record.headers["azureml-model-deployment"] for record in scored] == [None, "green"]
+    assert [record.body["input_data"]["columns"] for record in scored] == [["image"], ["image"]]
 
-        finish(stand_in, "PATCH", "/onlineEndpoints/pair", {"properties": {"traffic": {"blue": 90, "green": 10}}})
-        key = send(stand_in, "POST", "/onlineEndpoints/pair/listKeys")[1]["secondaryKey"]
+    finish(stand_in, "PATCH", "/onlineEndpoints/pair", {"properties": {"traffic": {"blue": 90, "green": 10}}})
+    key = send(stand_in, "POST", "/onlineEndpoints/pair/listKeys")[1]["secondaryKey"]
 
-        def score(body, key=key):
-            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-            return open_url(stand_in, "POST", f"{stand_in.url}/inference/pair/score", body, headers)
+    def score(body, key=key):
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        return open_url(stand_in, "POST", f"{stand_in.url}/inference/pair/score", body, headers)
 
-        answers = [score({"input_data": split}) for _ in range(20)]
-        assert [answer[1] for answer in answers] == [[expected]] * 20
-        chosen = [headers["azureml-model-deployment"] for _, _, headers in answers]
-        assert (chosen.count("blue"), chosen.count("green")) == (18, 2)
-        assert score({"input_data": split, "params": {"top_k": 1}})[1] == [{**expected, "top_k": expected["top_k"][:1]}]
-        # The body of MLflow's own server is none of Azure's.
-        assert score({"dataframe_split": split})[:2] == (
-            424,
-            {
-                "error": {
-                    "code": "ModelError",
-                    "message": "Request must contain a top level key named 'input_data'.",
-                    "details": [],
-                }
-            },
-        )
-        assert score({"input_data": [{"image": photo}]})[1]["error"]["message"] == (
-            "Expected input_data to be a data frame: columns, index and data."
-        )
-        status, answer, _ = score({"input_data": {**split, "data": [["no photo"]]}})
-        assert (status, "row 0" in answer["error"]["message"]) == (424, True)
-        assert score({"input_data": split}, key="guessed")[0] == 401
+    answers = [score({"input_data": split}) for _ in range(20)]
+    assert [answer[1] for answer in answers] == [[expected]] * 20
+    chosen = [headers["azureml-model-deployment"] for _, _, headers in answers]
+    assert (chosen.count("blue"), chosen.count("green")) == (18, 2)
+    assert score({"input_data": split, "params": {"top_k": 1}})[1] == [{**expected, "top_k": expected["top_k"][:1]}]
+    # The body of MLflow's own server is none of Azure's.
+    assert score({"dataframe_split": split})[:2] == (
+        424,
+        {
+            "error": {
+                "code": "ModelError",
+                "message": "Request must contain a top level key named 'input_data'.",
+                "details": [],
+            }
+        },
+    )
+    assert score({"input_data": [{"image": photo}]})[1]["error"]["message"] == (
+        "Expected input_data to be a data frame: columns, index and data."
+    )
+    status, answer, _ = score({"input_data": {**split, "data": [["no photo"]]}})
+    assert (status, "row 0" in answer["error"]["message"]) == (424, True)
+    assert score({"input_data": split}, key="guessed")[0] == 401
 
 
 STORE_CLIENT = """

@@ -170,13 +170,15 @@ def test_the_libraries_of_the_page(tmp_path):
 
 def test_the_code_of_the_page(monkeypatch):
     """Every line of the notebook but the steps' own work."""
-    called = []
+    called, registries = [], []
+    monkeypatch.setattr(mlflow, "set_registry_uri", registries.append)  # which would stay for other tests
     for module in (preprocess, train, evaluate, package, promote, score):
         name = module.__name__.rpartition(".")[2]
         info = SimpleNamespace(model_uri="runs:/1a/model")
         monkeypatch.setattr(module, name, lambda config, name=name, info=info: called.append((name, config)) or info)
     (code,) = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
     exec("\n".join(line for line in code.splitlines() if not line.startswith("%")), {})
+    assert registries == ["databricks-uc"]
     assert [name for name, _ in called] == ["preprocess", "train", "evaluate", "package", "promote", "score"]
     configs = dict(called)
     assert configs["package"].model == "runs:/1a/model"
