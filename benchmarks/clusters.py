@@ -121,3 +121,19 @@ class Cluster:
         worker = Daemon(["org.apache.spark.deploy.worker.Worker", *arguments], self._folder / f"{name}.log", before)
         self.workers.append(worker)
         return worker
+
+
+@contextlib.contextmanager
+def one_and_two_workers(folder):
+    """Yields a dict of number of workers -> address of the master of a cluster with so many, for 1 and 2.
+
+    Args:
+        folder: `Path` of a folder for what the clusters keep.
+    """
+    with contextlib.ExitStack() as stack:
+        masters = {}
+        for workers in (1, 2):
+            place = folder / f"cluster of {workers}"
+            place.mkdir()
+            masters[workers] = stack.enter_context(Cluster(place, workers)).master
+        yield masters

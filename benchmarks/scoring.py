@@ -39,7 +39,7 @@ from pathlib import Path
 from statistics import median
 
 import click
-from clusters import Cluster
+from clusters import Cluster, one_and_two_workers
 from drawn_photos import draw_photos
 from measuring import Contestant, describe_machine, memory_of
 from preprocess import FOLDER, contestant, say
@@ -88,11 +88,7 @@ def measure(folder, model, precision, photos, warm_up, rounds):
             stack.callback(process.close)
             return process
 
-        masters = {}
-        for workers in (1, 2):
-            place = folder / f"cluster of {workers}"
-            place.mkdir()
-            masters[workers] = stack.enter_context(Cluster(place, workers)).master
+        masters = stack.enter_context(one_and_two_workers(folder))
         alone = start("bare", precision=precision, half=None)
         halves = [start("bare", precision=precision, half=half) for half in (0, 1)]
         ours = {workers: start("spark", warm_up=str(warm_up), master=master) for workers, master in masters.items()}

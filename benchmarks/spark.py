@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import median
 
 import click
-from clusters import Cluster
+from clusters import one_and_two_workers
 from drawn_photos import draw_photos
 from measuring import Contestant, describe_machine
 from preprocess import IMAGE_SIZE, SIZES, contestant, say
@@ -58,11 +58,7 @@ def measure(folder, source, warm_up, number, rounds):
             stack.callback(process.close)
             return process
 
-        masters = {}
-        for workers in (1, 2):
-            place = folder / f"cluster of {workers}"
-            place.mkdir()
-            masters[workers] = stack.enter_context(Cluster(place, workers)).master
+        masters = stack.enter_context(one_and_two_workers(folder))
         loops = [start("bare", "preprocess_contestants.py") for _ in range(2)]
         ours = {"single": start("single", warm_up=str(warm_up), workers=1)}
         for workers, master in masters.items():

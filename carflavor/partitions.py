@@ -4,7 +4,6 @@ import functools
 import os
 import pickle
 import sys
-import uuid
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from mlflow.exceptions import MlflowException
 
 import carflavor
 from carflavor.data.on_spark import SentStore
+from carflavor.data.shards import writing_whole
 from carflavor.limits import read_number
 from carflavor.scoring import BOX_COLUMNS, check_size, failed_row
 
-PARTIAL = ".partial"  # ends the names of files that are not whole
 # Little is lost with a task, and the tenth of a second that Spark takes for one counts little; of very many photos the
 # parts are larger, for whoever reads them would rather not open ten thousand files.
 _FEWEST_PHOTOS, _MOST_PHOTOS, _PARTS = 512, 1024, 400
@@ -87,7 +86,8 @@ class Scoring:
             if boxes and boxes[row]:
                 answers[row] |= zip(BOX_COLUMNS, boxes[row], strict=True)
         schema = pa.schema(_PHOTO + (_BOX if boxes else []) + _ANSWER)
-        _write_whole(self.find_shard(number), pa.Table.from_pylist(answers, schema))
+        with writing_whole(self.find_shard(number)) as partial:
+            pq.write_table(pa.Table.from_pylist(answers, schema), partial)
         return number
 
     def _score(self, classifier, store, names, boxes, batch_size):
@@ -163,19 +163,3 @@ def _count_cores():
         if context := TaskContext.get():
             cores = context.cpus()
     return read_number("CARFLAVOR_THREADS", cores)
-
-
-def _write_whole(path, table):
-    """Writes a Parquet file, which gets its name when it is whole and on the disk."""
-    # A task that was given up may still write its own.
-    partial = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
-    try:
-        with open(partial, "wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        if os.path.exists(partial):
-            os.unlink(partial)
-        raise

@@ -19,13 +19,14 @@ from carflavor.data.copies_on_spark import write_shards_on_spark
 from carflavor.data.locations import resolve_input, resolve_output
 from carflavor.data.on_spark import SentStore, check_source
 from carflavor.data.processes import map_in_processes
+from carflavor.data.shards import PARTIAL
 from carflavor.data.sources import default_out, name_source
 from carflavor.data.thumbnails import read_thumbnails
 from carflavor.data.unlabelled import list_photos
 from carflavor.flavor import copy_model, manifest_sha256, read_manifest
 from carflavor.limits import count_cores
 from carflavor.locking import lock, open_work_folder
-from carflavor.partitions import PARTIAL, Scoring, cut_parts, name_part
+from carflavor.partitions import Scoring, cut_parts, name_part
 from carflavor.progress import progress_bar
 from carflavor.scoring import UNKNOWN, check_parameters
 from carflavor.spark import check_master, check_visible, open_session

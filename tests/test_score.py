@@ -27,6 +27,7 @@ import carflavor
 from carflavor import partitions, tracking
 from carflavor import score as scoring_step
 from carflavor.data import copies_on_spark
+from carflavor.data.shards import PARTIAL
 from carflavor.data.unlabelled import list_photos
 from carflavor.locking import lock
 from carflavor.score import SUCCESS, WORK_FOLDER, ScoreConfig, score, write_predictions
@@ -196,7 +197,7 @@ def test_killed_it_goes_on_with_the_parts_that_are_whole(
     assert 3 <= len(done) < len(PARTS)
     (folder,) = (path for path in (out / WORK_FOLDER).iterdir() if path.is_dir())
     whole = {name: (folder / name).stat().st_mtime_ns for name in done}
-    (folder / f"{PARTS[-1]}.1a2b{partitions.PARTIAL}").write_bytes(b"PAR1")
+    (folder / f"{PARTS[-1]}.1a2b{PARTIAL}").write_bytes(b"PAR1")
     with caplog.at_level(logging.INFO, "carflavor"):
         _, summary = write(openvino_model, cars, out, master=cluster.master)
     assert f"Going on after {32 * len(done) - (8 if PARTS[-1] in done else 0)} of 280 photos" in caplog.messages

@@ -4,6 +4,7 @@ The photos of a split are always cut into shards at the same rows, so that one r
 shard has the place of its photo; where that was not to be decoded or cannot be read, nothing was written to it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -64,16 +65,29 @@ def write_shard(folder, shard, tasks, store, crops, image_size, margin):
     path = os.path.join(folder, shard.name)
     if os.path.exists(path):
         return
-    # A task that was given up may still write its own.
-    partial = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
-    try:
-        here = [dataclasses.replace(task, row=task.row - shard.first) for task in tasks]
+    here = [dataclasses.replace(task, row=task.row - shard.first) for task in tasks]
+    with writing_whole(path) as partial:
         with create_pool(partial, crops, image_size, shard.rows) as pool:
             decoded = decode_photos(here, store, {shard.split: pool}, margin, workers=1)
             entries = [entry | {"row": entry["row"] + shard.first} for entries in decoded for entry in entries]
         with h5py.File(partial, "r+") as file:
             texts = [json.dumps(entry, ensure_ascii=False) for entry in entries]
             file.create_dataset("entries", data=texts, dtype=h5py.string_dtype())
+
+
+@contextlib.contextmanager
+def writing_whole(path):
+    """Yields the path of a file to write, which gets its name at the end of the block, when it is on the disk.
+
+    Several processes may write one at a time; if the block raises an error, nothing is left.
+
+    Args:
+        path: Path of the file.
+    """
+    # A task that was given up may still write its own.
+    partial = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
+    try:
+        yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
