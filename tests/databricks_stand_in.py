@@ -15,6 +15,7 @@ import urllib.parse
 
 from databricks.sdk.service.compute import ClusterSpec, Library
 from mlflow.server import app, handlers
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from servers import web_server
 
 TOKEN = "dapi-of-a-test"
@@ -61,7 +62,8 @@ def databricks(folder):
         bodies of jobs that were taken.
     """
     workspace = types.SimpleNamespace(store=f"sqlite:///{folder}/mlflow.db", files={}, submitted=[])
-    handlers.initialize_backend_stores(workspace.store, workspace.store, str(folder / "artifacts"))
+    # Not by `initialize_backend_stores`, which makes it the store of this process, for other tests as well.
+    handlers._tracking_store = SqlAlchemyStore(workspace.store, str(folder / "artifacts"))
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def answer(self):
@@ -115,4 +117,4 @@ def databricks(folder):
         with web_server(Handler) as workspace.url:
             yield workspace
     finally:
-        handlers._tracking_store = handlers._model_registry_store = None  # MLflow has one of each in a process
+        handlers._tracking_store = None  # MLflow has one in a process
