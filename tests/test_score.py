@@ -242,6 +242,16 @@ def test_photos_in_a_dataframe_as_the_docs_have_it(few_cars, cluster, openvino_m
         if "def predict" in block or "_udf" in block
     ]
     assert len(blocks) == 2
+
+    def find_threads():
+        """Returns how many threads the model has that MLflow keeps for `spark_udf` in this process; None without."""
+        from mlflow.pyfunc.spark_model_cache import SparkModelCache
+
+        for model, _ in SparkModelCache._models.values():
+            engine = model._model_impl.get_raw_model().engine
+            return engine._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS")
+        return None
+
     with open_session(cluster.master, "test") as session:
         names = {"spark": session}
         for block in blocks:
@@ -257,18 +267,8 @@ def test_photos_in_a_dataframe_as_the_docs_have_it(few_cars, cluster, openvino_m
                 expected["prob"].dropna().tolist(), abs=1e-6
             )
             assert [len(row["top_k"]) for row in rows] == [3] * 4 + [0] + [3] * 3
-        threads = [answer for _, answer in ask_workers(session, _threads_of_spark_udf)]
+        threads = [answer for _, answer in ask_workers(session, find_threads)]
     assert set(filter(None, threads)) == {1}
-
-
-def _threads_of_spark_udf():
-    """Returns how many threads the model has that MLflow keeps for `spark_udf` in this process; None without one."""
-    from mlflow.pyfunc.spark_model_cache import SparkModelCache
-
-    for model, _ in SparkModelCache._models.values():
-        engine = model._model_impl.get_raw_model().engine
-        return engine._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS")
-    return None
 
 
 def test_processes_and_archives_give_equal_rows(cars, expected, openvino_model, tmp_path):
