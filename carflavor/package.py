@@ -9,7 +9,6 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
@@ -120,14 +119,10 @@ def _register(uri, name, tags):
         return mlflow.register_model(uri, name, tags=tags)
     # MLflow does not find the model among the files that azureml-mlflow lists, which it takes for the run's, and then
     # looks for a logged model, which Azure does not have: it gets the address of the files instead.
-    client = mlflow.MlflowClient()
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    from carflavor.azure.registration import create_version
+
     source = RunsArtifactRepository.get_underlying_uri(uri)
-    return client.create_model_version(name, source, run_id=uri.split("/")[1], tags=tags)
+    return create_version(mlflow.MlflowClient(), name, source, tags, run_id=uri.split("/")[1])
 
 
 def _check_names(config):

@@ -111,11 +111,26 @@ def register_model(arm, path, name, tracking_uri):
         body = {"source": source, "files": len(sizes), "bytes": sum(sizes), "tags": tags}
         print_call("REGISTER", f"{tracking_uri}, {name}", body)
         return "new"
-    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    # azureml-mlflow uploads what begins with file://, and takes the rest for an address that Azure knows.
+    return create_version(mlflow.MlflowClient(tracking_uri, tracking_uri), name, source, tags).version
+
+
+def create_version(client, name, source, tags, run_id=None):
+    """Makes a version of a model, and the model where the registry does not know it yet.
+
+    Args:
+        client: `mlflow.MlflowClient` of the registry.
+        name: Name of the model in it.
+        source: Where the files are, as URI.
+        tags: Dict of tags of the version.
+        run_id: ID of the run that the files belong to, if any.
+
+    Returns:
+        MLflow's `ModelVersion`.
+    """
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # azureml-mlflow uploads what begins with file://, and takes the rest for an address that Azure knows.
-    return client.create_model_version(name, source, tags=tags).version
+    return client.create_model_version(name, source, run_id=run_id, tags=tags)
