@@ -16,7 +16,7 @@ from carflavor.data.audit import count_findings, find_all, parse_fail_on, say_co
 from carflavor.data.build import Build
 from carflavor.data.decoding import Task, decode_photos
 from carflavor.data.locations import data_home, resolve_input, resolve_output
-from carflavor.data.on_spark import check_source, decode_on_spark
+from carflavor.data.on_spark import SentStore, decode_on_spark
 from carflavor.data.sources import default_out, name_source, open_source
 from carflavor.data.splitting import choose_validation
 from carflavor.data.thumbnails import read_thumbnails
@@ -228,8 +228,7 @@ def _open_spark(config, out, store):
         yield None
         return
     with open_session(config.master, "preprocess") as spark:
-        check_visible(spark, out)
-        check_source(spark, store)
+        check_visible(spark, out, source=SentStore(store))
         yield spark
 
 

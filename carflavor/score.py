@@ -17,7 +17,7 @@ import carflavor
 from carflavor import report, tracking
 from carflavor.data.copies_on_spark import write_shards_on_spark
 from carflavor.data.locations import resolve_input, resolve_output
-from carflavor.data.on_spark import SentStore, check_source
+from carflavor.data.on_spark import SentStore
 from carflavor.data.processes import map_in_processes
 from carflavor.data.shards import PARTIAL
 from carflavor.data.sources import default_out, name_source
@@ -217,8 +217,7 @@ def _write_parts(config, scoring, photos, sizes, out):
 
         if config.master:
             with open_session(config.master, "score") as session:
-                check_visible(session, out, in_order=True)
-                check_source(session, photos.store, "photos")
+                check_visible(session, out, in_order=True, source=scoring.store)
                 started = time.perf_counter()
                 write_shards_on_spark(session, scoring, left, note)
                 return time.perf_counter() - started, made

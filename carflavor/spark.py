@@ -253,8 +253,8 @@ def _answer(function, number):
     return answer
 
 
-def check_visible(spark, folder, parameter="out", in_order=False):
-    """Refuses a folder that is not the same on this machine and on all workers of a session.
+def check_visible(spark, folder, parameter="out", in_order=False, source=None):
+    """Refuses a folder, and a source, that are not the same on this machine and on all workers of a session.
 
     This machine writes a file there that all workers must see, each of them writes one that this machine must see.
 
@@ -264,16 +264,19 @@ def check_visible(spark, folder, parameter="out", in_order=False):
         parameter: What the user calls it.
         in_order: Whether files are written there from their start to their end alone, which is all that the stores of
             some clouds take, such as volumes of Databricks. Record files are not.
+        source: `carflavor.data.on_spark.SentStore` that workers are to read, or None.
 
     Raises:
-        ValueError: If a worker does not see it or cannot write to it; with the worker's name.
+        ValueError: If a worker does not see the folder or cannot write to it, or sees another source or none; with the
+            worker's name.
     """
     folder = Path(folder).absolute()
     tokens = folder / f".visible-{uuid.uuid4().hex}"
     tokens.mkdir(parents=True)
     try:
         (tokens / "here").touch()
-        for host, (name, problem) in ask_workers(spark, functools.partial(_leave_token, str(tokens), in_order)):
+        look = functools.partial(_look, str(tokens), in_order, source)
+        for host, (name, problem, source_problem) in ask_workers(spark, look):
             if not problem and not (tokens / name).is_file():
                 problem = "what it writes there is not seen here"
             if problem:
@@ -281,8 +284,15 @@ def check_visible(spark, folder, parameter="out", in_order=False):
                     f"{parameter}: expected a folder that this machine and all workers of Spark share, "
                     f"got {folder}; worker {host}: {problem}"
                 )
+            if source_problem:
+                raise ValueError(source_problem)
     finally:
         shutil.rmtree(tokens, ignore_errors=True)
+
+
+def _look(tokens, in_order, source):
+    """Returns the name of a file written into a folder, what went wrong with it, and with the source, each or None."""
+    return *_leave_token(tokens, in_order), source and source.find_problem()
 
 
 def _leave_token(tokens, in_order):

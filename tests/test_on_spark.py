@@ -16,7 +16,7 @@ from test_preprocess import ROOT, digests, draw, names, write, write_drawing
 from carflavor.data.build import Build
 from carflavor.data.decoding import Task
 from carflavor.data.layouts import Photo
-from carflavor.data.on_spark import SentStore, ShardWriter, check_source
+from carflavor.data.on_spark import SentStore, ShardWriter
 from carflavor.data.records import RecordFile
 from carflavor.data.shards import Shard
 from carflavor.data.stores import Store
@@ -127,7 +127,7 @@ def test_a_worker_that_does_not_see_a_folder_is_named_before_any_work(cars, clus
             with pytest.raises(ValueError) as out_error:
                 write(cars, out, image_size=32, master=cluster.master)
             with pytest.raises(ValueError) as source_error:
-                check_source(session, Store(cars))
+                check_visible(session, tmp_path / "seen", source=SentStore(Store(cars)))
     finally:
         worker.kill()
         cluster.workers.remove(worker)
@@ -297,7 +297,15 @@ def test_what_a_worker_sees(local_session, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(b"photo")
     store = Store(tmp_path / "photos")
-    check_source(local_session, store)
     sent = SentStore(store)
+    check_visible(local_session, tmp_path / "new", source=sent)
     (tmp_path / "photos" / "1.jpg").write_bytes(b"another photo")
-    assert sent.find_problem() == "it does not see the same files there"
+    said = (
+        f"source: expected a place that all workers of Spark see, got {tmp_path}/photos; "
+        f"worker {socket.gethostname()}: it does not see the same files there"
+    )
+    assert sent.find_problem() == said
+    with pytest.raises(ValueError) as raised:
+        check_visible(local_session, tmp_path / "new", source=sent)
+    assert str(raised.value) == said
+    assert os.listdir(tmp_path / "new") == []

@@ -13,7 +13,7 @@ import zlib
 from concurrent.futures import wait
 
 from carflavor.data.shards import PARTIAL, cut_shards, read_entries, write_shard
-from carflavor.spark import TaskError, ask_workers, running_tasks, settle_task
+from carflavor.spark import TaskError, running_tasks, settle_task
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 # Network drives show a list of files that is this old, at most, with the settings they come with.
@@ -70,16 +70,20 @@ class SentStore:
             TaskError: If its files are not here what they are where it was sent from.
         """
         if problem := self.find_problem():
-            raise TaskError(refuse_source(self._place, socket.gethostname(), problem, self._parameter))
+            raise TaskError(problem)
         return _open_once(self)
 
     def find_problem(self):
-        """Returns what is wrong with its files on this machine, or None."""
+        """Returns the sentence for files that are not on this machine what they are where it was sent from, or None."""
         try:
             stamp = _open_once(self).stamp()
+            problem = None if stamp == self._stamp else "it does not see the same files there"
         except (ValueError, OSError) as error:
-            return str(error)
-        return None if stamp == self._stamp else "it does not see the same files there"
+            problem = str(error)
+        return problem and (
+            f"{self._parameter}: expected a place that all workers of Spark see, got {self._place}; "
+            f"worker {socket.gethostname()}: {problem}"
+        )
 
     def __eq__(self, other):
         return self._key == other._key
@@ -91,27 +95,6 @@ class SentStore:
 @functools.lru_cache(1)
 def _open_once(sent):
     return pickle.loads(sent._pickled)
-
-
-def refuse_source(place, host, problem, parameter="source"):
-    """Returns the sentence for a source that is another one on a worker, or none."""
-    return f"{parameter}: expected a place that all workers of Spark see, got {place}; worker {host}: {problem}"
-
-
-def check_source(spark, store, parameter="source"):
-    """Refuses a source that workers cannot read as this machine does.
-
-    Args:
-        spark: Session.
-        store: As `SentStore` takes it.
-        parameter: What the user calls it.
-
-    Raises:
-        ValueError: If a worker sees none or other files, with its name.
-    """
-    for host, problem in ask_workers(spark, SentStore(store).find_problem):
-        if problem:
-            raise ValueError(refuse_source(store.place, host, problem, parameter))
 
 
 def decode_on_spark(spark, tasks, store, build, margin):
