@@ -14,11 +14,11 @@ from PIL import __version__ as pillow_version
 import carflavor
 from carflavor import report, tracking
 from carflavor.data.copies import Copying, find_views
-from carflavor.data.copies_on_spark import write_shards_on_spark
 from carflavor.data.locations import resolve_output
 from carflavor.data.operations import Operations
 from carflavor.data.processes import map_in_processes
 from carflavor.data.records import AUGMENTED, RecordFile
+from carflavor.data.shards_on_spark import write_shards_on_spark
 from carflavor.limits import count_cores
 from carflavor.locking import lock, open_work_folder
 from carflavor.preprocess import open_split, sample_records

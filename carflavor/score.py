@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 import carflavor
 from carflavor import report, tracking
-from carflavor.data.copies_on_spark import write_shards_on_spark
 from carflavor.data.locations import resolve_input, resolve_output
 from carflavor.data.on_spark import SentStore
 from carflavor.data.processes import map_in_processes
 from carflavor.data.shards import PARTIAL
+from carflavor.data.shards_on_spark import write_shards_on_spark
 from carflavor.data.sources import default_out, name_source
 from carflavor.data.thumbnails import read_thumbnails
 from carflavor.data.unlabelled import list_photos

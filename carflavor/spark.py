@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,8 @@ _SLOTS_BY_DEFAULT = 64  # where Spark does not tell how many tasks it runs at on
 # What a task of `ask_workers` takes at least: those that are quicker would all be run by the worker that is up first.
 _SECONDS_A_QUESTION = 0.3
 _SECONDS_BETWEEN_CANCELS = 1
+# Network drives show a list of files that is this old, at most, with the settings they come with.
+_SECONDS_UNTIL_SEEN = 90
 
 
 class TaskError(Exception):
@@ -142,28 +144,48 @@ def run_tasks(spark, function, count, tag=None):
 
 
 @contextlib.contextmanager
-def running_tasks(spark, function, count):
-    """Has the workers run tasks while the block goes on, which can tell of them; what is left at its end is cancelled.
+def running_tasks(spark, function, count, seconds, find_missing):
+    """Has the workers run tasks that write files, for which the block looks; what is left at its end is cancelled.
 
     Args:
         spark: Session.
         function: As `run_tasks` takes it.
         count: Likewise.
+        seconds: Between two looks.
+        find_missing: Function that returns the path of a file that the block has not seen yet, or None.
 
     Yields:
-        `concurrent.futures.Future` of `run_tasks`.
+        An iterator, of which each step is time for a look, until all tasks have ended and no file is missing. It raises
+        a ValueError if a task failed as often as Spark tries again, after a last look, or if a file does not come.
     """
     tag = f"carflavor-{uuid.uuid4().hex}"
     # In another thread: it waits for the last task, while this one goes on, and can be interrupted.
     with ThreadPoolExecutor(1) as executor:
         job = executor.submit(run_tasks, spark, function, count, tag)
         try:
-            yield job
+            yield _look_until_done(job, seconds, find_missing)
         finally:
             if not job.done():
                 with contextlib.suppress(Exception):
                     spark.sparkContext.setLogLevel("OFF")  # each task would complain
                 _cancel_job(spark, tag, job)
+
+
+def _look_until_done(job, seconds, find_missing):
+    while not wait([job], seconds).done:
+        yield
+    # Of a job that failed as well: what is done is done.
+    yield
+    job.result()
+    deadline = time.monotonic() + _SECONDS_UNTIL_SEEN
+    while missing := find_missing():
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"master: expected {missing}, which a worker of Spark wrote, got nothing; "
+                f"is the folder the same on all machines?"
+            )
+        time.sleep(seconds)
+        yield
 
 
 def settle_task():

@@ -20,9 +20,9 @@ import carflavor
 from carflavor import augment as augmenting
 from carflavor.augment import WORK_FOLDER, AugmentConfig, augment, write_augmented
 from carflavor.data.copies import Copying, make_copy
-from carflavor.data.copies_on_spark import write_shards_on_spark
 from carflavor.data.operations import Operations
 from carflavor.data.records import RecordFile, RecordWriter
+from carflavor.data.shards_on_spark import write_shards_on_spark
 from carflavor.locking import lock
 from carflavor.spark import open_session
 from carflavor.train import TrainConfig, train

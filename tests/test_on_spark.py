@@ -13,6 +13,7 @@ import pytest
 from test_interruption import journal_lines
 from test_preprocess import ROOT, digests, draw, names, write, write_drawing
 
+from carflavor import spark
 from carflavor.data.build import Build
 from carflavor.data.decoding import Task
 from carflavor.data.layouts import Photo
@@ -22,7 +23,7 @@ from carflavor.data.shards import Shard
 from carflavor.data.stores import Store
 from carflavor.data.virtual import ShardedBuild
 from carflavor.preprocess import WORK_FOLDER
-from carflavor.spark import check_visible, open_session, run_tasks
+from carflavor.spark import check_visible, open_session, run_tasks, running_tasks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from clusters import Cluster  # noqa: E402
@@ -251,6 +252,27 @@ def test_a_disk_that_takes_nothing_is_told_in_a_sentence(few_cars, local_session
     writer = ShardWriter("/dev/full", tasks, Store(few_cars), (("full",), 32, 16))
     with pytest.raises(ValueError, match=r"^worker .*: /dev/full: Not a directory$"):
         run_tasks(local_session, writer, 1)
+
+
+def test_a_file_that_a_network_drive_shows_late_is_waited_for(local_session, tmp_path, monkeypatch):
+    late = tmp_path / "late"
+
+    def find_missing():
+        return None if late.exists() else late
+
+    with running_tasks(local_session, str, 1, 0.05, find_missing) as looks:
+        for number, _ in enumerate(looks):
+            if number == 60:  # three seconds: the task has ended
+                late.touch()
+    assert late.exists()
+    late.unlink()
+    monkeypatch.setattr(spark, "_SECONDS_UNTIL_SEEN", 0.5)
+    with pytest.raises(
+        ValueError, match=f"^master: expected {late}, which a worker of Spark wrote, got nothing; is the"
+    ):
+        with running_tasks(local_session, str, 1, 0.05, find_missing) as looks:
+            for _ in looks:
+                assert not late.exists()
 
 
 def test_without_a_master_no_pyspark_is_needed(clean_environment):

@@ -26,7 +26,7 @@ from test_mlproject import load
 import carflavor
 from carflavor import partitions, tracking
 from carflavor import score as scoring_step
-from carflavor.data import copies_on_spark
+from carflavor.data import shards_on_spark
 from carflavor.data.shards import PARTIAL
 from carflavor.data.unlabelled import list_photos
 from carflavor.locking import lock
@@ -220,7 +220,7 @@ def test_a_worker_that_is_killed_half_way_is_done_without(
         write_shards_on_spark(session, work, numbers, kill_one)
 
     killed, done, write_shards_on_spark = [], [], scoring_step.write_shards_on_spark
-    monkeypatch.setattr(copies_on_spark, "_SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(shards_on_spark, "_SECONDS_BETWEEN_LOOKS", 0.02)
     monkeypatch.setattr(scoring_step, "write_shards_on_spark", write_shards)
     write(openvino_model, cars, tmp_path / "out", master=cluster.master)
     assert 1 <= killed[0] < len(PARTS)

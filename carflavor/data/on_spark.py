@@ -8,16 +8,12 @@ import hashlib
 import os
 import pickle
 import socket
-import time
 import zlib
-from concurrent.futures import wait
 
 from carflavor.data.shards import PARTIAL, cut_shards, read_entries, write_shard
 from carflavor.spark import TaskError, running_tasks, settle_task
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-# Network drives show a list of files that is this old, at most, with the settings they come with.
-SECONDS_UNTIL_SEEN = 90
 
 
 class ShardWriter:
@@ -132,13 +128,13 @@ def decode_on_spark(spark, tasks, store, build, margin):
         return
     form = build.crops, build.image_size, margin
     writer = ShardWriter(build.shards, list(waiting.values()), store, form)
-    with running_tasks(spark, writer, len(waiting)) as job:
-        while not wait([job], _SECONDS_BETWEEN_LOOKS).done:
+
+    def find_missing():
+        return build.shards / min(waiting) if waiting else None
+
+    with running_tasks(spark, writer, len(waiting), _SECONDS_BETWEEN_LOOKS, find_missing) as looks:
+        for _ in looks:
             yield from _gather(build, waiting)
-        # Of a job that failed as well: what is done is done.
-        yield from _gather(build, waiting)
-        job.result()
-        yield from _gather_late(build, waiting)
 
 
 def _gather(build, waiting):
@@ -157,19 +153,6 @@ def _gather(build, waiting):
             # Also where it was refused: the next run then reads the photos again.
             if not is_kept:
                 path.unlink()
-
-
-def _gather_late(build, waiting):
-    """Gathers what was written by the last tasks, and which a network drive may show a while later."""
-    deadline = time.monotonic() + SECONDS_UNTIL_SEEN
-    while waiting:
-        if time.monotonic() > deadline:
-            raise ValueError(
-                f"out: expected {build.shards / min(waiting)}, which a worker of Spark wrote, got nothing; "
-                f"is the folder the same on all machines?"
-            )
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-        yield from _gather(build, waiting)
 
 
 def _remove_partials(folder):

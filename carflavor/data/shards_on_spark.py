@@ -1,10 +1,7 @@
-"""Files by a Spark cluster, each by a task. Numbers of them go to the workers, and nothing but numbers comes back."""
+"""Shards by a Spark cluster, each by a task. Numbers of them go to the workers, and nothing but numbers comes back."""
 
-import time
-from concurrent.futures import wait
 from functools import partial
 
-from carflavor.data.on_spark import SECONDS_UNTIL_SEEN
 from carflavor.spark import running_tasks, settle_task
 
 _SECONDS_BETWEEN_LOOKS = 1
@@ -26,25 +23,15 @@ def write_shards_on_spark(spark, work, numbers, on_shards):
     """
     waiting = set(numbers)
 
-    def look():
-        written = {number for number in waiting if work.find_shard(number).is_file()}
-        waiting.difference_update(written)
-        on_shards(written)
+    def find_missing():
+        return work.find_shard(min(waiting)) if waiting else None
 
-    with running_tasks(spark, partial(_write_shard, work, numbers), len(numbers)) as job:
-        while not wait([job], _SECONDS_BETWEEN_LOOKS).done:
-            look()
-        job.result()
-        look()
-        deadline = time.monotonic() + SECONDS_UNTIL_SEEN
-        while waiting:
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"master: expected {work.find_shard(min(waiting))}, which a worker of Spark wrote, got nothing; "
-                    f"is the folder the same on all machines?"
-                )
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-            look()
+    write = partial(_write_shard, work, numbers)
+    with running_tasks(spark, write, len(numbers), _SECONDS_BETWEEN_LOOKS, find_missing) as looks:
+        for _ in looks:
+            written = {number for number in waiting if work.find_shard(number).is_file()}
+            waiting -= written
+            on_shards(written)
 
 
 def _write_shard(work, numbers, place):
