@@ -13,6 +13,9 @@ from carflavor.version import __version__
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "200000000")
 # A refused photo is an error that says so; OpenCV would have strangers write to the standard error of a server as well.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+# MLflow reports to its makers which of its functions are called, unless it is told otherwise before it is imported.
+# Told here, because every step, the server and the workers of Spark come by here first.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 __all__ = [
     "__version__",

@@ -4,6 +4,7 @@ import configparser
 import dataclasses
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -127,6 +128,22 @@ def test_a_step_that_went_well_returns(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "entrypoints" / "promote.py"), run_name="__main__")
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["carflavor.command", "carflavor.server"])
+def test_mlflow_does_not_report_what_a_step_calls(name, clean_environment, tmp_path):
+    # It reports neither from tests nor from CI, so nothing may look like these.
+    environment = {name: clean_environment[name] for name in ("PATH", "TF_CPP_MIN_LOG_LEVEL")}
+    code = f"import {name}, mlflow; print(mlflow.telemetry.get_telemetry_client())"
+    for variables, expected in (({}, "None\n"), ({"MLFLOW_DISABLE_TELEMETRY": "false"}, "<mlflow.telemetry.client.")):
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, **variables, "HOME": str(tmp_path)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert process.stdout.startswith(expected), process.stderr
 
 
 def setup_cfg():
