@@ -143,16 +143,40 @@ def test_jobs_are_held_to_the_published_models(place, value, fault):
     assert fault in said
 
 
-@pytest.mark.parametrize("name", ["training-job", "scoring-job"])
-def test_jobs_call_our_commands(name):
+@pytest.fixture
+def called(monkeypatch):
+    """The steps that are called by their functions, as pairs of name and config. They do nothing."""
+    called = []
+    for module in (preprocess, train, evaluate, package, promote, score):
+        name = module.__name__.rpartition(".")[2]
+        info = SimpleNamespace(model_uri="runs:/1a/model")
+        monkeypatch.setattr(module, name, lambda config, name=name, info=info: called.append((name, config)) or info)
+    return called
+
+
+def read_task(name):
+    """Returns what the only task of a job runs."""
     job = json.loads((DOCS / f"{name}.json").read_text())
     assert find_faults(JobSettings, job) == []
     assert f"docs/databricks/{name}.json" in PAGE
-    for task in job["tasks"]:
-        command = runpy.run_path(str(ROOT / task["spark_python_task"]["python_file"]))["main"]
-        command.make_context(task["task_key"], list(task["spark_python_task"]["parameters"]))
-        assert task["job_cluster_key"] == job["job_clusters"][0]["job_cluster_key"]
-        assert task["libraries"] == LIBRARIES
+    (task,) = job["tasks"]
+    assert task["job_cluster_key"] == job["job_clusters"][0]["job_cluster_key"]
+    assert task["libraries"] == LIBRARIES
+    python = task["spark_python_task"]
+    return runpy.run_path(str(ROOT / python["python_file"]))["main"], python["parameters"]
+
+
+def test_the_scoring_job_takes_up_what_the_training_job_leaves(called):
+    main, parameters = read_task("training-job")
+    main(*parameters)
+    assert [name for name, _ in called] == ["preprocess", "train", "evaluate", "package", "promote"]
+    configs = dict(called)
+    assert {configs[name].data for name in ("train", "evaluate", "promote")} == {configs["preprocess"].out}
+    assert configs["evaluate"].model == configs["package"].model == "runs:/1a/model"
+    assert (configs["package"].register_as, configs["package"].alias) == (configs["promote"].name, "challenger")
+    command, parameters = read_task("scoring-job")
+    with command.make_context("score", list(parameters)) as context:
+        assert context.params["model"] == f"models:/{configs['promote'].name}@champion"
 
 
 def test_the_libraries_of_the_page(tmp_path):
@@ -168,14 +192,10 @@ def test_the_libraries_of_the_page(tmp_path):
     assert LIBRARIES == [{"requirements": f"{upload.rpartition(' dbfs:')[2]}/requirements.txt"}]
 
 
-def test_the_code_of_the_page(monkeypatch):
+def test_the_code_of_the_page(called, monkeypatch):
     """Every line of the notebook but the steps' own work."""
-    called, registries = [], []
+    registries = []
     monkeypatch.setattr(mlflow, "set_registry_uri", registries.append)  # which would stay for other tests
-    for module in (preprocess, train, evaluate, package, promote, score):
-        name = module.__name__.rpartition(".")[2]
-        info = SimpleNamespace(model_uri="runs:/1a/model")
-        monkeypatch.setattr(module, name, lambda config, name=name, info=info: called.append((name, config)) or info)
     (code,) = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
     exec("\n".join(line for line in code.splitlines() if not line.startswith("%")), {})
     assert registries == ["databricks-uc"]
