@@ -289,8 +289,7 @@ def load_model(model_uri, dst_path=None, engine=None, allow_fallback=None, expec
         allow_fallback: Whether Keras may run a model that was packed for OpenVINO where that is not installed, instead
             of `CARFLAVOR_ALLOW_FALLBACK` or else not.
         expected_sha256: SHA-256 that `manifest.json` must have, instead of `CARFLAVOR_EXPECTED_SHA256` or else any.
-        threads: Cores for OpenVINO, instead of `CARFLAVOR_THREADS` or else all; as many threads decode photos, instead
-            of one a core.
+        threads: Cores for OpenVINO, and threads that decode photos, instead of `CARFLAVOR_THREADS` or else all.
 
     Returns:
         `carflavor.scoring.CarClassifier`: `load_model(uri).predict(["car.jpg"])`.
@@ -313,13 +312,14 @@ def _load_classifier(path, engine=None, allow_fallback=None, expected_sha256=Non
     _say_which_code_runs(path, manifest)
     class_names = json.loads((path / _CLASSES).read_text(encoding="utf-8"))
     try:
+        threads = threads or read_number("CARFLAVOR_THREADS", None)
         loaded = engines.load_engine(
             path / _DATA,
             path / _ENGINE,
             manifest["engine"],
             engine or os.environ.get("CARFLAVOR_ENGINE"),
             read_switch("CARFLAVOR_ALLOW_FALLBACK", False) if allow_fallback is None else allow_fallback,
-            threads or read_number("CARFLAVOR_THREADS", None),
+            threads,
         )
         limits = read_limits(Limits)
     except (ImportError, ValueError) as error:

@@ -32,7 +32,9 @@ DEADLINE = contextvars.ContextVar("deadline", default=float("inf"))
 _WHITE_SPACE = string.whitespace.encode()
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ROWS_NAMED = 10  # in one error message
-_DECODERS = count_cores()
+# Pixels of photos that are decoded at once. One of 25 million, the largest that is taken by default, needs 230 MB until
+# it is a square: four need a third of the 3 GB that a worker of the server has, however many cores there are.
+_ROOM = 100_000_000
 _SMALL_PHOTO = 4_000_000  # pixels
 
 
@@ -61,10 +63,14 @@ class CarClassifier:
         self.image_size = image_size
         self.limits = limits or Limits()
         self.manifest = manifest or {}
-        self.decoders = ThreadPoolExecutor(threads or _DECODERS, thread_name_prefix="decode")
-        # A photo of the largest size takes 230 MB until it is a square: no more of them than half as many as cores, but
-        # small ones beside them.
-        self._room = _Room(self.limits.photo_pixels * max(_DECODERS // 2, 1) + _SMALL_PHOTO)
+        threads = threads or count_cores()
+        self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # Of the largest size no more than half as many as threads, but small ones beside them.
+        largest = self.limits.photo_pixels
+        self._room = _Room(max(largest, min(largest * (threads // 2), _ROOM)) + _SMALL_PHOTO)
+        # Who sends many large photos shall not have others wait behind them all. One more than are decoded: no thread
+        # waits for the next one.
+        self._most_ahead = threads + 1
 
     @property
     def network(self):
@@ -141,10 +147,9 @@ class CarClassifier:
 
     def _prepare_all(self, photos, boxes, rows):
         """Yields each row with the future of its square, in order, while the next ones are decoded."""
-        # No more at once than there are cores: who sends many large photos shall not have others wait behind them all.
         ahead = collections.deque()
         for row in rows:
-            if len(ahead) == _DECODERS:
+            if len(ahead) == self._most_ahead:
                 yield ahead.popleft()
             if time.monotonic() > DEADLINE.get():
                 raise TimeoutError("nobody waits for the answer any more")

@@ -1,5 +1,8 @@
 import base64
+import threading
+import time
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +16,9 @@ from carflavor.data.records import RecordFile
 from carflavor.data.sample import write_sample
 from carflavor.data.stores import Store
 from carflavor.image import encode_jpeg, squash
+from carflavor.limits import Limits
 from carflavor.preprocess import PreprocessConfig, write_records
-from carflavor.scoring import PyfuncModel, decode_base64
+from carflavor.scoring import CarClassifier, PyfuncModel, decode_base64
 
 NO_PHOTO = "expected a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC, got"
 
@@ -262,3 +266,66 @@ def test_serving_sees_the_pixels_that_preprocessing_stored(classifier, store, tm
     with RecordFile(tmp_path / "records" / "test.h5") as records:
         stored = [squash(square, 32) for crop in ("box", "full") for square in records.images(crop)]
     np.testing.assert_array_equal(served, stored)
+
+
+class Network:
+    """An engine that knows nothing."""
+
+    input_size = 32
+
+    def __call__(self, squares):
+        return np.full((len(squares), 3), 1 / 3, "float32")
+
+
+@pytest.fixture
+def count_decoded(monkeypatch):
+    """Has photos of the largest size take a moment; returns a function that says how many were decoded at once."""
+    # No JPEG, of which an eighth of each side would be decoded.
+    large = cv2.imencode(".png", np.full((4990, 5000, 3), 100, np.uint8))[1].tobytes()
+    now, most = [], []
+
+    def cut_square(photo, size, box, margin):
+        now.append(photo)
+        most.append(len(now))
+        time.sleep(0.02)
+        now.remove(photo)
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(image.EncodedPhoto, "cut_square", cut_square)
+
+    def count(classifier):
+        classifier.predict([large] * 24)
+        return max(most)
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("threads", "pixels", "expected"), [(1, 25, 1), (2, 25, 1), (8, 25, 4), (64, 25, 4), (64, 50, 4), (64, 200, 8)]
+)
+def test_photos_of_the_largest_size_have_room_for_four_on_any_number_of_cores(count_decoded, threads, pixels, expected):
+    limits = Limits(photo_pixels=1_000_000 * pixels)
+    classifier = CarClassifier(Network(), CLASS_NAMES, 4, 48, limits=limits, threads=threads)
+    assert count_decoded(classifier) == expected
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_who_sends_many_photos_has_as_many_in_front_of_others_as_are_decoded_and_one(monkeypatch, threads):
+    goes_on, waiting = threading.Event(), []
+    monkeypatch.setattr(image, "squash", lambda photo, size: goes_on.wait(30) and np.zeros((32, 32, 3), np.uint8))
+    classifier = CarClassifier(Network(), CLASS_NAMES, 4, 48, threads=threads)
+    submit = classifier.decoders.submit
+    monkeypatch.setattr(classifier.decoders, "submit", lambda *call: waiting.append(call) or submit(*call))
+    caller = threading.Thread(target=classifier.predict, args=([np.zeros((9, 9, 3), np.uint8)] * 20,))
+    caller.start()
+    time.sleep(0.3)
+    ahead = len(waiting)
+    goes_on.set()
+    caller.join(30)
+    assert (ahead, len(waiting)) == (threads + 1, 20)
+
+
+def test_threads_of_the_environment_are_those_that_decode(packed_model, monkeypatch):
+    monkeypatch.setenv("CARFLAVOR_THREADS", "3")
+    assert carflavor.load_model(packed_model).decoders._max_workers == 3
+    assert carflavor.load_model(packed_model, threads=2).decoders._max_workers == 2
