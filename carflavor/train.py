@@ -271,7 +271,8 @@ def _say_what_it_learns_from(training):
     if training.settings["source"] == EMBEDDED_SAMPLE:
         _logger.warning(
             "%s\nTraining on the embedded sample: drawings of invented cars. The model will know no real car.\n"
-            "Your own photos: mlflow run . -e preprocess -P source=<folder>, then -e train -P data=<its output>\n%s",
+            "Your own photos: mlflow run . -e preprocess --env-manager local -P source=<folder>\n"
+            "and then:        mlflow run . -e train --env-manager local -P data=<its output>\n%s",
             "=" * 100,
             "=" * 100,
         )

@@ -157,7 +157,10 @@ def test_the_whole_card(folder):
 def test_a_model_of_which_little_is_known(folder):
     path = folder(training={}, engine={"name": "keras", "precision": "float32"}, parity=None)
     card = write_card(path, "cars", "challenger")
-    assert "It was not measured on test photos before it was packed. `mlflow run . -e evaluate` does that.\n" in card
+    assert (
+        "It was not measured on test photos before it was packed. "
+        "`mlflow run . -e evaluate --env-manager local` does that.\n"
+    ) in card
     assert "Not stated by who packed it: ask before you pass it on. The licence of the photos\n" in card
     assert "that it has learned from (not known) and of the weights that it began with (not known)" in card
     assert "- Its probabilities are not calibrated on photos that it has not learned from.\n" in card

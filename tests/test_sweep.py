@@ -120,7 +120,8 @@ def test_sweep_compares_trials_that_finish_fail_and_are_pruned(store, data, monk
     assert table["epochs"].tolist() == [3, 2, 0]
     assert table["failure"].tolist()[2] == failure
     page = Path(mlflow.artifacts.download_artifacts(f"runs:/{parent.info.run_id}/report.html")).read_text()
-    assert f"mlflow run . -e train -P data={data} -P network=tiny -P epochs=3 -P batch_size=16" in page
+    command = f"mlflow run . -e train --env-manager local -P data={data} -P network=tiny -P epochs=3 -P batch_size=16"
+    assert command in page
 
 
 def test_killed_sweep_goes_on_where_it_was(store, data, clean_environment):

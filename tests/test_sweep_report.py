@@ -71,7 +71,8 @@ def test_report_says_how_far_it_is(store, caplog):
         "Trial 6 failed: no memory, best so far 0.900 (trial 5), 1 of 6 to go in about 30 min",
     ]
     assert report.best_command() == (
-        "mlflow run . -e train -P 'data=/my records/a' -P preset=quick -P crop=full -P learning_rate=0.004"
+        "mlflow run . -e train --env-manager local -P 'data=/my records/a' -P preset=quick -P crop=full "
+        "-P learning_rate=0.004"
     )
     points = store.get_metric_history(run.info.run_id, "best_val_accuracy")
     assert [(point.step, point.value) for point in points] == [(1, 0.8), (5, 0.9)]

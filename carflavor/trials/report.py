@@ -116,7 +116,7 @@ class SweepReport:
         config = replace(self._settings, **self.best.parameters)
         values = {field.name: getattr(config, field.name) for field in fields(config)}
         given = [f"{name}={value}" for name, value in values.items() if value != getattr(type(config), name)]
-        return " ".join(["mlflow run . -e train", *(f"-P {shlex.quote(text)}" for text in given)])
+        return " ".join(["mlflow run . -e train --env-manager local", *(f"-P {shlex.quote(text)}" for text in given)])
 
 
 def _rank(trial):
