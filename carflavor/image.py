@@ -322,7 +322,7 @@ def _open_avif(data):
 
 def _open_heic(data):
     if pillow_heif is None:
-        raise _Refusal("expected a photo of another format, got a HEIC, which needs `pip install carflavor[heic]`")
+        raise _Refusal("expected a photo of another format, got a HEIC, which needs `pip install 'carflavor[heic]'`")
     picture = pillow_heif.open_heif(io.BytesIO(data))
 
     def load():  # libheif applies the orientation

@@ -273,7 +273,7 @@ def test_decode_shows_a_heic_upright(orientation, expected):
 def test_decode_says_what_a_heic_needs(monkeypatch):
     monkeypatch.setattr(image, "pillow_heif", None)
     assert refusal(HEIC) == (
-        "expected a photo of another format, got a HEIC, which needs `pip install carflavor[heic]`"
+        "expected a photo of another format, got a HEIC, which needs `pip install 'carflavor[heic]'`"
     )
 
 

@@ -148,7 +148,7 @@ def test_serve_with_uv_builds_the_environment_from_the_model_alone(
     packed_model, texts, expected, tmp_path, clean_environment
 ):
     """In an environment that never saw carflavor, with the packages that requirements.txt names and no other."""
-    assert shutil.which("uv", path=clean_environment["PATH"]), "uv is needed: pip install carflavor[test]"
+    assert shutil.which("uv", path=clean_environment["PATH"]), "uv is needed: pip install -e '.[test]'"
     environment = {**clean_environment, "MLFLOW_ENV_ROOT": str(tmp_path / "environments")}
     with mlflow_models_serve(packed_model, tmp_path, environment, "uv", seconds=600) as server:
         status, text, _ = request(f"{server.url}/invocations", {"inputs": {"image": texts}})
