@@ -1,6 +1,7 @@
 """What `carflavor.server` has beyond MLflow's: limits, batches, metrics, logs, and an end that loses nothing."""
 
 import base64
+import itertools
 import json
 import os
 import re
@@ -190,6 +191,25 @@ def test_callers_with_one_photo_each_are_answered_in_batches(server, body):
     assert metric(server, "carflavor_batch_photos_sum") - before[1] == 161
     assert labels == [expected] * 160
     assert batches < 161
+
+
+def test_a_wish_for_another_protocol_is_ignored_wherever_its_bytes_are_cut(server, body):
+    """As Java's client sends it for HTTP/2; on one connection, after the heads of others."""
+    content = json.dumps(body).encode()
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nupGrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+    sent = head(len(content))[:-2] + wish + content
+    start = sent.index(b"upGrade")
+    cuts = [[cut] for cut in range(start - 3, start + 12)] + [list(range(1, len(sent) - len(content) + 1))]
+    with connect(server) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for ends in cuts:
+            for first, last in itertools.pairwise([0, *ends, len(sent)]):
+                connection.sendall(sent[first:last])
+                time.sleep(0.01)  # so that the server reads it by itself
+            status, answer = read_answer(connection)
+            assert (status, list(answer)) == (200, ["predictions"]), (ends, answer)
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: cars\r\n\r\n")
+            assert read_answer(connection)[0] == 200
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -7,7 +7,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 SECONDS_TO_SEND = 30  # a whole body
 _SECONDS_TO_LINGER = 0.5
 _LARGEST_HEAD = 65_536  # bytes
-_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
+_UPGRADE = re.compile(rb"\nupgrade(?=:)", re.IGNORECASE)
 
 
 class Connection(HttpToolsProtocol):
@@ -21,6 +21,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_bytes = 0
         self._in_head = True
+        self._before = b""
         self._ending = False
         # Of the first request, of each one, and of answers that are not read.
         self._sending = self._abort_after(SECONDS_TO_SEND)
@@ -33,7 +34,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data):
         self._head_bytes += len(data)
-        super().data_received(_without_upgrade(data) if self._in_head else data)
+        super().data_received(self._without_upgrade(data) if self._in_head else data)
         if self._head_bytes > _LARGEST_HEAD and not self.transport.is_closing():
             self.send_400_response(f"expected a head of at most {_LARGEST_HEAD:,} bytes, got more")
 
@@ -46,6 +47,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self._head_bytes = 0
         self._in_head = False
+        self._before = b""
         if self._ending:
             self.cycle.keep_alive = False
 
@@ -75,12 +77,13 @@ class Connection(HttpToolsProtocol):
         else:
             super().shutdown()
 
+    def _without_upgrade(self, data):
+        # A server may ignore a wish for another protocol, as Java's client has it for HTTP/2. httptools does not: it
+        # stops, and the body is never read. The name is changed behind its last letter: the parser may have the rest.
+        before = self._before
+        head, end, rest = (before + data).partition(b"\r\n\r\n")
+        self._before = (before + data)[-len(b"\nupgrade") :]
+        return (_UPGRADE.sub(rb"\g<0>-Ignored", head) + end + rest)[len(before) :]
+
     def _abort_after(self, seconds):
         return self.loop.call_later(seconds, self.transport.abort)
-
-
-def _without_upgrade(data):
-    # A server may ignore a wish for another protocol, as Java's client has it for HTTP/2. httptools does not: it stops,
-    # and the body is never read.
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"X-Upgrade", head) + end + rest
