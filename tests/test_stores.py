@@ -1,25 +1,36 @@
+import errno
 import gzip
+import http.client
 import http.server
 import io
 import multiprocessing
 import os
 import pickle
 import random
+import resource
 import subprocess
 import sys
 import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fsspec
+import numpy as np
 import pytest
+from azure.storage.blob._shared.policies_async import AsyncStorageRetryPolicy
 from colours import PROJECT
 from servers import web_server
 
 from carflavor.data import archives, remote, stores
+from carflavor.data.drawing import draw_photo
+from carflavor.data.failures import UnreachableError
+from carflavor.data.layouts import Photo, PhotoReader
 from carflavor.data.stores import Store, open_store
 from carflavor.data.urls import shown, without_secrets
+from carflavor.image import encode_jpeg
+from carflavor.preprocess import PreprocessConfig, write_records
 
 FILES = {
     "train/Škoda 100/1.jpg": b"first",
@@ -210,6 +221,40 @@ def test_a_file_that_went_after_the_listing(tmp_path):
     store = Store(write_folder(tmp_path / "cars", FILES))
     (tmp_path / "cars" / "labels.csv").unlink()
     with pytest.raises(FileNotFoundError, match="cars/labels.csv"):
+        store.read("labels.csv")
+
+
+@pytest.mark.parametrize("name", ["cars", "cars.zip", "cars.tar"])
+def test_what_this_machine_is_short_of_is_no_broken_photo(name, tmp_path):
+    sent = pickle.dumps(Store(WRITERS[name](tmp_path / name, FILES)))
+    photos = pickle.loads(sent).read_many(["labels.csv"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(UnreachableError) as error:
+            next(photos)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert str(error.value) == (
+        f"{tmp_path}/{name}/labels.csv cannot be read for now: Too many open files; "
+        "the same command goes on where it was"
+    )
+
+
+@pytest.mark.parametrize("name", ["cars.zip", "cars.tar", "cars.tgz"])
+def test_a_drive_that_is_gone_has_no_damaged_archives(name, tmp_path, monkeypatch):
+    store = Store(WRITERS[name](tmp_path / name, FILES))
+
+    class Gone:
+        def __init__(self, file):
+            self.close = file.close
+
+        def seek(self, position):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    begin = archives._Part.__init__
+    monkeypatch.setattr(archives._Part, "__init__", lambda part, file, *args: begin(part, Gone(file), *args))
+    with pytest.raises(UnreachableError, match=f"^{tmp_path}/{name}/labels.csv cannot be read for now: Stale file"):
         store.read("labels.csv")
 
 
@@ -562,6 +607,102 @@ def test_a_photo_that_went_from_azure_after_the_listing(container):
     assert isinstance(answers["1.jpg"], FileNotFoundError)
     assert str(answers["1.jpg"]) == f"abfss://{container.container_name}/1.jpg does not exist"
     assert answers["2.jpg"] == b"2"
+
+
+class Unsteady(http.server.BaseHTTPRequestHandler):
+    """Passes on what Azurite is asked, but answers as often with a status as `answers` has for the name of a photo."""
+
+    protocol_version = "HTTP/1.1"
+    behind, answers, asked = None, {}, []
+
+    def do_GET(self):
+        name = urlsplit(self.path).path.rpartition("/")[2]
+        self.asked.append(name)
+        if self.answers.get(name):
+            status, headers, body = self.answers[name].pop(), [], b""
+        else:
+            connection = http.client.HTTPConnection(urlsplit(self.behind).netloc)
+            connection.request(self.command, self.path, headers=dict(self.headers))
+            answer = connection.getresponse()
+            status, headers, body = answer.status, answer.getheaders(), answer.read()
+            connection.close()
+        self.send_response(status)
+        for key, value in headers:
+            if key.lower() not in ("connection", "content-length", "date", "server", "transfer-encoding"):
+                self.send_header(key, value)
+        # What a HEAD is answered is as long as the file, and empty.
+        length = dict(headers).get("content-length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        """Nothing."""
+
+
+@pytest.fixture
+def unsteady(container, monkeypatch):
+    """The URL of two photos on Azure, `1.jpg` and `2.jpg`, and what `Unsteady` answers by the name of one."""
+    for number in (1, 2):
+        container.upload_blob(f"{number}.jpg", b"%d" % number)
+    connection = os.environ["AZURE_STORAGE_CONNECTION_STRING"]
+    endpoint = connection.partition("BlobEndpoint=")[2].rstrip(";")
+    monkeypatch.setattr(Unsteady, "behind", endpoint)
+    monkeypatch.setattr(Unsteady, "answers", answers := {})
+    monkeypatch.setattr(Unsteady, "asked", [])
+    monkeypatch.setattr(remote, "_PAUSES", (0, 0))
+    # Azure's own, which take a minute.
+    monkeypatch.setattr(AsyncStorageRetryPolicy, "increment", lambda *args, **options: False)
+    with web_server(Unsteady) as url:
+        own = connection.replace(endpoint, url + urlsplit(endpoint).path)
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", own)
+        yield f"abfss://{container.container_name}", answers
+
+
+def test_a_photo_is_asked_for_again(unsteady):
+    url, answers = unsteady
+    store = Store(url)
+    answers["1.jpg"] = [503, 429]
+    assert dict(store.read_many(store.names)) == {"1.jpg": b"1", "2.jpg": b"2"}
+    assert Unsteady.asked.count("1.jpg") == 3
+
+
+def test_a_place_that_cannot_be_reached_is_no_broken_photo(unsteady):
+    url, answers = unsteady
+    store = Store(url)
+    answers["1.jpg"] = [503] * 6
+    photo = Photo("1.jpg", "1.jpg", None, 0, None)
+    for read in (lambda: dict(store.read_many(store.names)), lambda: list(PhotoReader(store).read_many([photo]))):
+        with pytest.raises(UnreachableError) as error:
+            read()
+        assert str(error.value).startswith(f"{url}/1.jpg cannot be read for now: ")
+        assert str(error.value).endswith("; the same command goes on where it was") and "\n" not in str(error.value)
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    assert store.read("1.jpg") == b"1"
+
+
+def test_a_step_goes_on_when_the_place_can_be_reached_again(unsteady, container, tmp_path):
+    url, answers = unsteady
+    for number in range(6):
+        photo = encode_jpeg(draw_photo(number % 2, np.random.default_rng(number))[0])
+        container.upload_blob(f"cars/{number % 2}/{number}.jpg", photo)
+    config = PreprocessConfig(f"{url}/cars", skip_unreadable=True, out=str(tmp_path / "out"), workers=1)
+    answers["5.jpg"] = [503] * 3
+    with pytest.raises(UnreachableError, match=f"^{url}/cars/1/5.jpg cannot be read for now: "):
+        write_records(config)
+    assert write_records(config)[1]["skipped"] == 0
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_photo_that_is_missing_or_forbidden_is_asked_for_once(unsteady, status):
+    url, answers = unsteady
+    store = Store(url)
+    answers["1.jpg"] = [status]
+    found = dict(store.read_many(store.names))
+    assert isinstance(found["1.jpg"], OSError) and not isinstance(found["1.jpg"], UnreachableError)
+    assert (found["2.jpg"], Unsteady.asked.count("1.jpg")) == (b"2", 1)
 
 
 def test_what_is_not_on_azure(container):

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from carflavor.data.failures import raise_if_unreachable
 from carflavor.progress import bytes_bar
 
 # Photos hardly shrink, tables tenfold. A gzip of zeros shrinks a thousandfold, and going through it takes hours.
@@ -122,7 +123,7 @@ class Zip:
 
     def read_many(self, names):
         """Yields (name, bytes or OSError) in the order of the names."""
-        return ((name, _read_or_error(self.open, name)) for name in names)
+        return ((name, _read_or_error(self.open, name, self._place)) for name in names)
 
 
 class Tar:
@@ -190,11 +191,11 @@ class Tar:
         """Yields (name, bytes or OSError): in the order of the names, or of a compressed archive, in one pass."""
         if not self.is_stream:
             for name in names:
-                yield name, _read_or_error(self.open, name)
+                yield name, _read_or_error(self.open, name, self._place)
             return
         with self._open_stream() as stream:
             for name in sorted(names, key=self._starts.__getitem__):
-                yield name, _read_or_error(lambda name: self._part(stream, name, closes=False), name)
+                yield name, _read_or_error(lambda name: self._part(stream, name, closes=False), name, self._place)
 
 
 class _RefusedError(ValueError):
@@ -238,6 +239,7 @@ class _Part(io.RawIOBase):
             # With a number, always: without one zipfile unpacks all there is, whatever size the directory says.
             data = self._file.read(num_bytes)
         except Exception as error:
+            raise_if_unreachable(self._what, error)
             raise OSError(f"{self._what} is damaged: {error}") from None
         if len(data) < num_bytes:
             raise OSError(f"{self._what} is cut off: expected {self._size} bytes, got {self._position + len(data)}")
@@ -262,11 +264,12 @@ class _HeaderGuard:
         return self._file.read(num_bytes)
 
 
-def _read_or_error(open_file, name):
+def _read_or_error(open_file, name, place):
     try:
         with open_file(name) as file:
             return file.read()
     except OSError as error:
+        raise_if_unreachable(f"{place}/{name}", error)
         return error
 
 

@@ -8,12 +8,14 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from collections import deque
 from urllib.parse import unquote, urlsplit
 
 import fsspec
 from fsspec.callbacks import Callback
 
+from carflavor.data.failures import unreachable
 from carflavor.data.urls import refuse_credentials, scheme_of, shown, without_secrets
 from carflavor.progress import bytes_bar
 
@@ -22,6 +24,10 @@ _EXTRAS = {"abfss": "azure", "abfs": "azure", "az": "azure", "s3": "s3", "s3a": 
 # Fetched ahead of the reader: a photo takes tens of milliseconds, nearly all of it waiting.
 _REQUESTS = 32
 _BYTES_AHEAD = 128_000_000
+# Seconds before a file is asked for once more, where the network may be at fault.
+_PAUSES = (1, 4)
+_FAULTS_OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+_TIMEOUT, _TOO_MANY_REQUESTS = 408, 429
 # For one large file. adlfs would take 128, and its SDK keeps 4 MB of each in memory.
 _AZURE_CONNECTIONS = 8
 _AZURE_SECRETS = ("connection_string", "account_key", "sas_token")
@@ -87,7 +93,11 @@ class RemotePlace:
             return files.open(self._paths[name], "rb")
 
     def read_many(self, names):
-        """Yields (name, bytes or OSError) in the order of the names, fetching several at once."""
+        """Yields (name, bytes or OSError) in the order of the names, fetching several at once.
+
+        Raises:
+            UnreachableError: If a file cannot be fetched, also when tried again, for a fault that is not its own.
+        """
         files, _ = _open_filesystem(self.url)
         # Only what is written for an event loop is known to bear several threads.
         executor = concurrent.futures.ThreadPoolExecutor(_REQUESTS if files.async_impl else 1)
@@ -107,11 +117,13 @@ class RemotePlace:
             executor.shutdown(cancel_futures=True)
 
     def _read(self, files, name):
+        what = f"{self.place}/{name}"
         try:
-            with _plain_errors(f"{self.place}/{name}"):
-                return files.cat_file(self._paths[name])
-        except OSError as error:
-            return error
+            return _fetch_bytes(files, self._paths[name], _PAUSES)
+        except Exception as error:
+            if _is_of_the_file(error):
+                return _plain(what, error)
+            raise unreachable(what, _reason(error)) from None
 
     def copy(self, target, names=None):
         """Copies files to this machine, with a progress bar. Each gets its name when it is whole; what is there stays.
@@ -158,15 +170,56 @@ def check_url(url):
     _open_filesystem(url)
 
 
-def read_url(url):
+def read_url(url, silent):
     """Returns the bytes of the file at a URL that `check_url` has passed.
 
+    Args:
+        url: The URL.
+        silent: Set of hosts that did not answer, to which its own is added then. They are asked once: one that is gone
+            would hold up all photos of the others.
+
     Raises:
-        OSError: If it cannot be read.
+        OSError: If it cannot be read, also when tried again.
     """
+    host = url.split("/")[2]
     with _plain_errors(shown(url)):
         files, path = _open_filesystem(url)
-        return files.cat_file(path)
+        try:
+            return _fetch_bytes(files, path, () if host in silent else _PAUSES)
+        except Exception as error:
+            if not _is_of_the_file(error) and _find_status(error) is None:
+                silent.add(host)
+            raise
+
+
+def _fetch_bytes(files, path, pauses):
+    for pause in pauses:
+        try:
+            return files.cat_file(path)
+        except Exception as error:
+            if _is_of_the_file(error):
+                raise
+        time.sleep(pause)
+    return files.cat_file(path)
+
+
+def _is_of_the_file(error):
+    """Whether what a driver raised says that a file is missing, forbidden or none; all else may pass."""
+    status = _find_status(error)
+    if status is None:
+        return isinstance(error, _FAULTS_OF_THE_FILE)
+    return 400 <= status < 500 and status not in (_TIMEOUT, _TOO_MANY_REQUESTS)
+
+
+def _find_status(error):
+    """Returns the HTTP status in an exception of aiohttp, azure-core, requests or gcsfs, or None."""
+    holders = (
+        (error, "status"),
+        (error, "status_code"),
+        (getattr(error, "response", None), "status_code"),
+        (error, "code"),
+    )
+    return next((found for holder in holders if isinstance(found := getattr(*holder, None), int)), None)
 
 
 def _fetch(files, what, path, target, size, bar):
@@ -204,7 +257,7 @@ def _open_filesystem(url):
         raise ValueError(f"{place}: the driver for {scheme}:// is not installed: {remedy}") from None
     except Exception as error:
         # Drivers raise what they like, for instance where a variable is malformed.
-        raise ValueError(_describe(place, error)) from None
+        raise ValueError(f"{place}: {_reason(error)}") from None
 
 
 def _azure_options(url):
@@ -247,13 +300,16 @@ def _plain_errors(what):
     """Turns whatever a driver raises into an OSError of one line."""
     try:
         yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{what} does not exist") from None
     except Exception as error:
-        raise OSError(_describe(what, error)) from None
+        raise _plain(what, error) from None
 
 
-def _describe(what, error):
+def _plain(what, error):
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"{what} does not exist")
+    return OSError(f"{what}: {_reason(error)}")
+
+
+def _reason(error):
     # The first line: what follows in Azure's messages is for its support, or signed.
-    reason = str(error).strip().partition("\n")[0]
-    return f"{what}: {without_secrets(reason) or type(error).__name__}"
+    return without_secrets(str(error).strip().partition("\n")[0]) or type(error).__name__

@@ -7,6 +7,7 @@ import re
 import stat
 
 from carflavor.data.archives import open_archive
+from carflavor.data.failures import UnreachableError, raise_if_unreachable
 from carflavor.data.locations import copy_here, local_path, resolve_input
 from carflavor.data.remote import RemotePlace
 from carflavor.data.urls import is_url
@@ -128,6 +129,7 @@ class Store:
         Raises:
             FileNotFoundError: If there is no such file.
             OSError: If it cannot be read, or has more than `MAX_READ_BYTES`.
+            UnreachableError: As `read_many` does.
         """
         _, content = next(self.read_many([name]))
         if isinstance(content, OSError):
@@ -145,6 +147,9 @@ class Store:
 
         Yields:
             (name, content), where content is bytes, or the OSError that `read` would raise.
+
+        Raises:
+            UnreachableError: If the drive or the network is at fault, not the file. One at a URL is tried again before.
         """
         readable = []
         for name in dict.fromkeys(names):
@@ -224,6 +229,8 @@ class _Folder:
     def _read(self, name):
         try:
             return read_file(os.path.join(self._path, name))
+        except UnreachableError:
+            raise
         except OSError as error:
             return error
 
@@ -233,14 +240,19 @@ def read_file(path):
 
     Raises:
         OSError: If it cannot be read, is no file as devices and pipes are none, or has more than `MAX_READ_BYTES`.
+        UnreachableError: If the drive that it lies on is at fault, or this machine is short of something.
     """
-    # Before it is opened: a pipe would wait for a writer, and /dev/zero has no end.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(f"{path}: expected a file, got a folder or a device")
-    with open(path, "rb") as file:
-        if too_large := _refuse_size(path, os.fstat(file.fileno()).st_size):
-            raise too_large
-        return file.read()
+    try:
+        # Before it is opened: a pipe would wait for a writer, and /dev/zero has no end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(f"{path}: expected a file, got a folder or a device")
+        with open(path, "rb") as file:
+            if too_large := _refuse_size(path, os.fstat(file.fileno()).st_size):
+                raise too_large
+            return file.read()
+    except OSError as error:
+        raise_if_unreachable(path, error)
+        raise
 
 
 def stamp_file(path):

@@ -1,7 +1,10 @@
 """Small pictures of a dataset's photos, for reports."""
 
+import contextlib
+
 import cv2
 
+from carflavor.data.failures import UnreachableError
 from carflavor.data.layouts import Photo, PhotoReader
 from carflavor.image import EncodedPhoto
 
@@ -24,7 +27,8 @@ def read_thumbnails(store, names, photos=()):
     others = names - {photo.name for photo in photos}
     photos += [Photo(name, file=name, row=None, label=-1, box=None) for name in sorted(others)]
     thumbnails = {}
-    with PhotoReader(store) as reader:
+    # What is unreachable now was read before: reports do without it.
+    with contextlib.suppress(UnreachableError), PhotoReader(store) as reader:
         for photo, data in reader.read_many(photos):
             if isinstance(data, Exception):
                 continue

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from carflavor.data import remote
+from carflavor.data.failures import UnreachableError
 from carflavor.data.layouts.columns import read_box
 from carflavor.data.layouts.dataset import is_photo, list_top, shorten
 from carflavor.data.layouts.tables import read_header, read_values
@@ -17,7 +18,8 @@ from carflavor.data.stores import Store, open_store, read_file, stamp_file
 from carflavor.data.urls import is_url, scheme_of, shown
 
 _TABLES = (".csv", ".tsv", ".parquet")
-_PHOTOS_AHEAD = 16  # fetched while those before them are worked on
+# Fetched while those before them are worked on. Of URLs no size is known before.
+_PHOTOS_AHEAD, _BYTES_AHEAD = 16, 128_000_000
 _STAMPED_FILES = 16
 
 
@@ -56,15 +58,24 @@ class LinkedFiles:
         return tuple(map(self._stamp, self.names[:: max(1, len(self.names) // _STAMPED_FILES)]))
 
     def read_many(self, names):
-        """Yields (name, bytes or OSError) in the order of the names, fetching several at once."""
-        ahead = deque()
+        """Yields (name, bytes or OSError) in the order of the names, fetching several at once.
+
+        One server of many must not hold up what the others have: what cannot be fetched from it is an error, too.
+
+        Raises:
+            UnreachableError: If a drive of this machine is at fault, not the file.
+        """
+        ahead, num_bytes, silent = deque(), 0, set()
         with ThreadPoolExecutor(_PHOTOS_AHEAD) as executor:
             for name in names:
-                if len(ahead) == _PHOTOS_AHEAD:
-                    first, future = ahead.popleft()
+                size = (self._stamp(name) or (0,))[0]
+                while ahead and (len(ahead) == _PHOTOS_AHEAD or num_bytes + size > _BYTES_AHEAD):
+                    first, first_size, future = ahead.popleft()
+                    num_bytes -= first_size
                     yield first, future.result()
-                ahead.append((name, executor.submit(self._read, name)))
-            for name, future in ahead:
+                ahead.append((name, size, executor.submit(self._read, name, silent)))
+                num_bytes += size
+            for name, _, future in ahead:
                 yield name, future.result()
 
     def _find(self, name):
@@ -84,10 +95,12 @@ class LinkedFiles:
             return None
         return None if isinstance(found, str) else stamp_file(found)
 
-    def _read(self, name):
+    def _read(self, name, silent):
         try:
             found = self._find(name)
-            return remote.read_url(found) if isinstance(found, str) else read_file(found)
+            return remote.read_url(found, silent) if isinstance(found, str) else read_file(found)
+        except UnreachableError:
+            raise
         except OSError as error:
             return error
         except ValueError as error:

@@ -5,6 +5,7 @@ import contextlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from carflavor.data.failures import raise_if_unreachable
 from carflavor.data.layouts.columns import find_columns
 
 # Photos of a few MB each: those of a whole row group, hundreds or thousands, may be more than memory holds.
@@ -24,6 +25,7 @@ def open_parquet(store, name):
             yield pq.ParquetFile(file, pre_buffer=False)
         # pyarrow says by OSError that bytes inside a column are damaged.
         except (pa.ArrowException, OSError) as error:
+            raise_if_unreachable(f"{store.place}/{name}", error)
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"{store.place}/{name}: expected a Parquet file, got one that pyarrow cannot read: {reason}"
@@ -70,6 +72,7 @@ class ParquetPhotos:
         try:
             self._go_to(row)
         except (pa.ArrowException, OSError) as error:
+            raise_if_unreachable(self._where, error)
             reason = str(error).partition("\n")[0]
             raise ValueError(f"expected the bytes of a photo, got some that pyarrow cannot read: {reason}") from None
         photo = self._photos[row - self._start].as_py()

@@ -1,5 +1,6 @@
 """The bytes of a dataset's photos, whether files of their own or inside tables."""
 
+from carflavor.data.failures import raise_if_unreachable
 from carflavor.data.layouts.dataset import is_tfrecord
 from carflavor.data.layouts.parquet import ParquetPhotos
 
@@ -43,6 +44,9 @@ class PhotoReader:
 
         Yields:
             Pairs of `Photo` and its bytes, or the ValueError or OSError that `read` would raise.
+
+        Raises:
+            UnreachableError: If the drive or the network is at fault, not the photo.
         """
         by_file = {}
         for photo in photos:
@@ -56,6 +60,7 @@ class PhotoReader:
                 try:
                     yield photo, self.read(photo)
                 except (ValueError, OSError) as error:
+                    raise_if_unreachable(f"{self._store.place}/{photo.file}", error)
                     yield photo, error
 
     def close(self):
