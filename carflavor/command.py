@@ -40,6 +40,11 @@ class StepCommand(click.Command):
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             context.exit(130)  # 128 + SIGINT, as shells count
+        except Exception as error:
+            # Of packages that need not be installed: no login, a storage account behind a firewall, a slow upload.
+            if not any(base.__module__.startswith(("azure.", "azureml.")) for base in type(error).__mro__):
+                raise
+            raise click.ClickException(f"Azure: {' '.join(str(error).split())}") from error
 
 
 class OrWord(click.ParamType):

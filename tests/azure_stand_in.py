@@ -39,6 +39,7 @@ class _Failure:
     times: int
     headers: dict
     break_connection: bool
+    is_done: bool
 
 
 @dataclass
@@ -123,8 +124,8 @@ class AzureStandIn:
         self._server.server_close()
         self._folder.cleanup()
 
-    def fail(self, method, path_pattern, status=500, times=1, headers=None, break_connection=False):
-        """Has requests fail that would otherwise be answered, before anything that they ask for is done.
+    def fail(self, method, path_pattern, status=500, times=1, headers=None, break_connection=False, is_done=False):
+        """Has requests fail that would otherwise be answered.
 
         Args:
             method: `GET`, ...
@@ -133,8 +134,9 @@ class AzureStandIn:
             times: How many requests fail.
             headers: Dictionary of headers for the answer, such as `Retry-After`.
             break_connection: Whether the connection ends without an answer instead.
+            is_done: Whether what they ask for is done all the same, and only the answer is lost.
         """
-        failure = _Failure(method, re.compile(path_pattern), status, times, headers or {}, break_connection)
+        failure = _Failure(method, re.compile(path_pattern), status, times, headers or {}, break_connection, is_done)
         self._failures.append(failure)
 
     def fail_deployment(self, name, times=1):
@@ -168,10 +170,15 @@ class AzureStandIn:
             for failure in self._failures:
                 if failure.times and failure.method == record.method and failure.path.search(record.path):
                     failure.times -= 1
+                    if failure.is_done:
+                        self._act(record)
                     if failure.break_connection:
                         return None
                     refusal = Refusal(failure.status, "The stand-in was told to fail.", headers=failure.headers)
                     return refusal.status, refusal.body, refusal.headers
+        return self._act(record)
+
+    def _act(self, record):
         try:
             for method, path, act in _ROUTES:
                 if method == record.method and (found := path.fullmatch(record.path)):

@@ -10,10 +10,12 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import click
 import mlflow
 import pandas as pd
 import pytest
 import yaml
+from azure.core.exceptions import HttpResponseError
 from azure_stand_in import AzureStandIn
 from click.testing import CliRunner
 from mlflow.models import Model
@@ -26,6 +28,7 @@ from carflavor.azure import arm, registration
 from carflavor.azure.rollout import deploy_to_azure
 from carflavor.azure.settings import change_deployment, read_settings
 from carflavor.azure.workspace import Workspace, find_workspace
+from carflavor.command import StepCommand
 from carflavor.data.example import example_photo
 from carflavor.deploy import DeployConfig, deploy
 from carflavor.flavor import manifest_sha256
@@ -199,7 +202,7 @@ def test_a_deployment_that_fails_under_traffic_loses_it_again(azure, packed_mode
     assert shares(azure) == [{"blue": 90, "green": 10}, {"blue": 50, "green": 50}, {"blue": 100}]
     # Gone, or rollback would go to it.
     assert (traffic(azure), models(azure)) == ({"blue": 100}, {"blue": "1"})
-    with pytest.raises(ValueError, match="Expected another deployment of cars to go back to, got only blue"):
+    with pytest.raises(ValueError, match="Expected a deployment of cars from before blue to go back to, got none"):
         run(packed_model, action="rollback")
 
 
@@ -213,7 +216,7 @@ def test_a_refused_deployment_leaves_the_one_to_roll_back_to(azure, packed_model
     assert run(packed_model, action="rollback")["traffic"] == {"blue": 100}
 
 
-@pytest.mark.parametrize("mode, asked", [("Key", ["listKeys"]), ("AADToken", [])])
+@pytest.mark.parametrize("mode, asked", [("Key", ["listKeys"]), ("AADToken", []), ("AMLToken", ["token"])])
 def test_endpoints_of_every_auth_mode_are_asked_and_no_secret_is_told(
     azure, packed_model, caplog, capsys, tmp_path, mode, asked
 ):
@@ -229,6 +232,7 @@ def test_endpoints_of_every_auth_mode_are_asked_and_no_secret_is_told(
     posts = [request.path.rpartition("/")[2] for request in azure.requests if request.method == "POST"]
     assert [kind for kind in posts if kind not in ("score", "getLogs")] == asked * 3
     secrets = {request.headers["Authorization"].split()[1] for request in azure.requests}
+    secrets |= {secret for pair in azure.keys.values() for secret in pair if secret}
     [failed, _] = mlflow.search_runs(order_by=["start_time DESC"], max_results=2).run_id[::-1]
     told = [
         caplog.text,
@@ -237,6 +241,41 @@ def test_endpoints_of_every_auth_mode_are_asked_and_no_secret_is_told(
         mlflow.artifacts.load_text(f"runs:/{failed}/error.txt"),
     ]
     assert len(secrets) > 1 and not [secret for secret in secrets for text in told if secret in text]
+
+
+def test_rollback_does_not_go_to_what_never_had_all_of_the_traffic(azure, packed_model):
+    run(packed_model)
+    # As a rollout leaves it that was killed while Azure built green.
+    azure.polls = 99
+    azure.fail("GET", "mfeOperationsStatus", times=9, break_connection=True)
+    with pytest.raises(ValueError, match="was not answered"):
+        run(packed_model, action="update")
+    azure.recover()
+    azure.polls = 1
+    assert models(azure) == {"blue": "1", "green": "1"}
+    sentence = "from before blue to go back to, got only green, which is newer: action=update brings one up$"
+    with pytest.raises(ValueError, match=sentence):
+        run(packed_model, action="rollback")
+    assert traffic(azure) == {"blue": 100}
+    # Of what others have made nobody knows the age.
+    for deployment in azure.deployments.values():
+        deployment["tags"] = {}
+    assert run(packed_model, action="rollback")["traffic"] == {"green": 100}
+
+
+@pytest.mark.parametrize("failure", [dict(break_connection=True), dict(status=500, times=4)])
+def test_a_deployment_whose_answer_was_lost_is_no_refused_one(azure, packed_model, failure):
+    run(packed_model)
+    azure.polls = 9  # the request that is sent again is answered 409
+    azure.fail("PUT", "deployments/green$", is_done=True, **failure)
+    assert run(packed_model, action="update")["traffic"] == {"green": 100}
+    assert [status for method, path, status in writes(azure) if path.endswith("green")][-1] in (409, 500)
+    # One that does not come up is removed as ever.
+    azure.fail("PUT", "deployments/blue$", is_done=True, **failure)
+    azure.fail_deployment("blue")
+    with pytest.raises(ValueError, match="^onlineEndpoints/cars/deployments/blue did not come up: PUT of .* answered "):
+        run(packed_model, action="update")
+    assert (traffic(azure), models(azure)) == ({"green": 100}, {"green": "1"})
 
 
 def test_a_deployment_that_ends_failed_is_removed_and_a_second_run_heals(azure, packed_model):
@@ -293,6 +332,11 @@ FAILURES = {
         "PUT of onlineEndpoints/cars/deployments/green was answered 429: TooManyRequests: …. Azure takes fewer "
         "requests than were sent: run this again later",
         {},
+    ),
+    "answer lost": (
+        lambda azure: azure.fail("PUT", "deployments/green$", break_connection=True, is_done=True),
+        None,
+        {"green": "1"},
     ),
     "500 twice": (lambda azure: azure.fail("PATCH", "onlineEndpoints/cars$", times=2), None, {"green": "1"}),
     "ends Failed": (
@@ -472,7 +516,7 @@ def test_a_rollout_that_a_signal_ends(azure, packed_model, tmp_path, number, cod
     assert shares(azure) == healing
 
 
-def start_step(options, cwd):
+def start_step(options, cwd, **variables):
     """Starts the step in a process of its own, with the store of this file's runs."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "entrypoints" / "deploy.py"), *map(str, options)],
@@ -480,6 +524,7 @@ def start_step(options, cwd):
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
             "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+            **variables,
         },
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -538,7 +583,7 @@ def test_dry_run_prints_every_request_and_sends_no_change(azure, packed_model, c
         "PATCH /onlineEndpoints/cars",
         "POST the scoring URI of cars, azureml-model-deployment: blue",
     ]
-    assert '"requestTimeout": "PT60S"' in printed and "Bearer" not in printed
+    assert '"requestTimeout": "PT60S"' in printed
     assert (writes(azure), azure.endpoints) == ([], {})
 
 
@@ -556,7 +601,9 @@ def test_a_model_that_the_workspace_does_not_know_is_registered_once(azure, pack
     with mlflow_server(tmp_path, clean_environment) as server:
         azure.mlflow_url = server.url
         # A process of its own: azureml-mlflow reads Azure's addresses when it is imported, which MLflow does.
-        process = start_step(options, tmp_path)
+        # What is uploaded lies in a folder of this one.
+        (tmp_path / "Škoda models").mkdir()
+        process = start_step(options, tmp_path, TMPDIR=str(tmp_path / "Škoda models"))
         output = process.communicate(timeout=100)[0]
     assert (process.returncode, list(azure.models)) == (0, [("cars", "1")]), output
     # The second time it is there, and nothing has to be registered.
@@ -579,6 +626,9 @@ def test_a_model_that_the_workspace_does_not_know_is_registered_once(azure, pack
         (dict(workspace="cars"), "Expected workspace to be an azureml:// URI"),
         (dict(action="update"), "Expected an endpoint cars to update, got none"),
         (dict(action="status"), "Expected an endpoint cars in cars-workspace, got none"),
+        # Not «there is no endpoint», while it runs on in the other workspace.
+        (dict(action="delete", workspace=f"{WORKSPACE}-2"), "Expected a workspace .*/cars-workspace-2, got nothing"),
+        (dict(action="status", workspace="a/b/c"), "Expected a workspace .*/workspaces/c, got nothing there"),
         (dict(action="rollback"), "Expected an endpoint cars in cars-workspace, got none"),
         (dict(model=""), "Expected model, which action=create deploys"),
     ],
@@ -626,8 +676,18 @@ def test_the_command(azure, packed_model):
     result = CliRunner().invoke(command, [*options, "rollback"])
     assert (result.exit_code, result.output.splitlines()[-1]) == (
         1,
-        "Error: Expected another deployment of cars to go back to, got only blue",
+        "Error: Expected a deployment of cars from before blue to go back to, got none",
     )
+
+
+def test_what_azures_packages_raise_is_a_sentence():
+    @click.command(cls=StepCommand)
+    def step():
+        # As of a storage account behind a firewall, to which azureml-mlflow uploads.
+        raise HttpResponseError("This request is not authorized.\nRequestId: 1")
+
+    result = CliRunner().invoke(step)
+    assert (result.exit_code, result.output) == (1, "Error: Azure: This request is not authorized. RequestId: 1\n")
 
 
 def test_the_transcript(azure, packed_model, caplog):
@@ -641,7 +701,14 @@ def test_the_transcript(azure, packed_model, caplog):
         options = ["--target", "azureml", "--name", "cars", "--workspace", WORKSPACE, "--action", action, *options]
         result = CliRunner().invoke(command, options)
         said = [record.getMessage() for record in caplog.records if record.name.startswith("carflavor.azure")]
+        for line in said:
+            assert without_answer(line) in page
         return result.exit_code, said, result.output
+
+    def without_answer(text):
+        return re.sub(r" with .* \(\d\.\d\d\)", " with", text)
+
+    page = without_answer((ROOT / "docs" / "azure.md").read_text())
 
     def answers(deployment):
         return f"cars/{deployment} answers a photo with {answer.label} ({answer.prob:.2f})"
@@ -659,7 +726,7 @@ def test_the_transcript(azure, packed_model, caplog):
     model = ["--model", str(packed_model)]
     code, said, output = say("create", *model)
     assert (code, said) == (0, [deploying("blue"), answers("blue"), moved(blue=100), answers("blue")])
-    assert json.loads(output)["traffic"] == traffic(azure) == {"blue": 100}
+    assert json.loads(output[output.index("{") :])["traffic"] == traffic(azure) == {"blue": 100}
 
     code, said, output = say("update", *model)
     assert (code, said) == (
@@ -756,18 +823,24 @@ def test_settings_refuse_what_azure_would(tmp_path, text, message):
 def test_a_config_file_changes_what_it_names_and_nothing_else(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("instance_count: 3\nrequest_settings: {request_timeout_ms: 90000}\n")
-    properties = {"model": "m", "instanceType": "Standard_F4s_v2", "livenessProbe": {"period": "PT1S"}}
+    requests = {"requestTimeout": "PT1S", "maxQueueWait": "PT2S", "maxConcurrentRequestsPerInstance": 8}
+    properties = {
+        "model": "m",
+        "instanceType": "Standard_F4s_v2",
+        "livenessProbe": {"period": "PT1S", "failureThreshold": 120},
+        "requestSettings": requests,
+        "environmentVariables": {"CARFLAVOR_EXPECTED_SHA256": "abc", "A_B": "old"},
+    }
     assert change_deployment({"name": "Default", "capacity": 1}, properties, str(path)) == (
         {"name": "Default", "capacity": 3},
-        {
-            **properties,
-            "requestSettings": {
-                "requestTimeout": "PT90S",
-                "maxQueueWait": "PT10S",
-                "maxConcurrentRequestsPerInstance": 2,
-            },
-        },
+        {**properties, "requestSettings": {**requests, "requestTimeout": "PT90S"}},
     )
+    path.write_text("liveness_probe: {initial_delay: 7}\nenvironment_variables: {A_B: new, c_d: new}\n")
+    assert change_deployment({}, properties, str(path))[1] == {
+        **properties,
+        "livenessProbe": {"period": "PT1S", "failureThreshold": 120, "initialDelay": "PT7S"},
+        "environmentVariables": {"CARFLAVOR_EXPECTED_SHA256": "abc", "A_B": "new", "c_d": "new"},
+    }
     path.write_text("instance_type: Standard_DS4_v2\n")
     sku, changed = change_deployment({"name": "Default", "capacity": 2}, properties, str(path))
     assert (sku["capacity"], changed) == (2, {**properties, "instanceType": "Standard_DS4_v2"})
@@ -779,8 +852,12 @@ def test_find_workspace(tmp_path, monkeypatch):
     uri = "azureml://westeurope.api.azureml.ms/mlflow/v2.0" + expected.resource_id
     assert find_workspace("s/g/w") == expected
     assert find_workspace(uri) == Workspace("s", "g", "w", uri)
-    for bad in ("s/g", "azureml://x/mlflow/v1.0/subscriptions/s", str(tmp_path / "config.json")):
-        with pytest.raises(ValueError, match="Expected workspace to be|Expected the workspace's URI|does not exist"):
+    for bad, message in {
+        "s/g": "Expected workspace to be",
+        "azureml://x/mlflow/v1.0/subscriptions/s": "Expected the workspace's URI",
+        str(tmp_path / "config.json"): "does not exist",
+    }.items():
+        with pytest.raises(ValueError, match=message):
             find_workspace(bad)
     with pytest.raises(ValueError, match="Expected to know the workspace: set MLFLOW_TRACKING_URI"):
         find_workspace()

@@ -98,7 +98,15 @@ def test_the_literal_commands(azure, both, scoring_url, packed_model, tmp_path):
         code, output = command_line([both], azure.variables, tmp_path, *command.split(), "-t", "azureml")
         # The plugin prints a dot for each poll; what MLflow logs begins with the time.
         lines = [re.sub(r"^[\d/]+ [\d:]+ ", "", line.lstrip(".")) for line in output.splitlines()]
-        return code, [line for line in lines if line]
+        lines = [line for line in lines if line]
+        if command.split()[0] in ("create", "update", "delete"):
+            assert without_answer(lines[-1]) in page
+        return code, lines
+
+    def without_answer(text):
+        return re.sub(r" with .* \(\d\.\d\d\)", " with", text)
+
+    page = without_answer((ROOT / "docs" / "azure.md").read_text())
 
     made = run("create --name cars -m models:/cars/1 --config deploy-config-file=deployment.yaml")
     assert made == (
@@ -217,6 +225,9 @@ def test_the_client_refuses_before_anything_is_made_and_asks_for_nothing_retired
         ["create_deployment", cars | config("aci")],
         ["create_deployment", cars | config("async")],
         ["create_deployment", {"name": "cars", "model_uri": "models:/cars/7"}],
+        ["create_deployment", {"name": "cars", "model_uri": "runs:/0123456789abcdef/model"}],
+        ["create_deployment", cars | {"flavor": "carflavor"}],
+        ["create_deployment", cars | {"config": {"instance_type": "Standard_F4s_v2"}}],
         ["get_deployment", {"name": "cars"}],
         ["delete_deployment", {"name": "cars"}],
         ["update_deployment", {"name": "cars"}],
@@ -226,22 +237,19 @@ def test_the_client_refuses_before_anything_is_made_and_asks_for_nothing_retired
         ["delete_deployment", {"name": "cars"}],
         ["list_deployments", {}],
     ]
-    result = subprocess.run(
-        [sys.executable, "-c", CLIENT, json.dumps(calls)],
-        env={**azure.variables, "PYTHONPATH": os.pathsep.join([str(both), *filter(None, sys.path)])},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    answers = [json.loads(line[2:]) for line in result.stdout.splitlines() if line.startswith("@ ")]
-    assert len(answers) == 1 + len(calls), result.stderr
+    answers, _ = call_client(calls, azure, both, tmp_path)
     # A model brings its own carflavor, which Python takes only where none was imported before.
     assert answers[0] == [True, False]
     nothing = "MlflowException: Expected a deployment cars of the endpoint cars, got none"
     assert "expected no key computeType: the container services ACI and AKS v1 are retired" in answers[1]
     assert "expected no key async" in answers[2]
     assert answers[3].startswith("MlflowException: Expected a model of the registry of cars-workspace as models:/name")
-    assert answers[4:7] == [nothing, None, nothing]
+    assert answers[4].startswith("MlflowException: Expected a model of the registry of cars-workspace as models:/name")
+    assert answers[5:7] == [
+        "MlflowException: Expected flavor python_function, by which Azure serves all models. Received: carflavor",
+        "MlflowException: Expected config to be deploy-config-file=FILE alone. Received: instance_type",
+    ]
+    assert answers[7:10] == [nothing, None, nothing]
     writes = [request for request in azure.requests if request.method not in ("GET", "POST")]
     assert [(request.method, request.path.rpartition("/onlineEndpoints/")[2]) for request in writes] == [
         ("PUT", "cars"),
@@ -262,3 +270,41 @@ def test_the_client_refuses_before_anything_is_made_and_asks_for_nothing_retired
     assert (writes[3].body["sku"]["capacity"], writes[3].body["properties"]["model"][-16:]) == (3, "/cars/versions/2")
     assert [deployment["name"] for deployment in answers[-1]] == ["green"]
     assert not [request for request in azure.requests if "/services" in request.path]
+
+
+def call_client(calls, azure, both, cwd):
+    """Returns what calls of the client return or raise, the first of them what is imported before."""
+    result = subprocess.run(
+        [sys.executable, "-c", CLIENT, json.dumps(calls)],
+        env={**azure.variables, "PYTHONPATH": os.pathsep.join([str(both), *filter(None, sys.path)])},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    answers = [json.loads(line[2:]) for line in result.stdout.splitlines() if line.startswith("@ ")]
+    assert len(answers) == 1 + len(calls), result.stderr
+    return answers, result.stderr
+
+
+def test_what_create_cannot_bring_up_is_removed_after_its_last_words(azure, both, tmp_path):
+    create = ["create_deployment", {"name": "cars", "model_uri": "models:/cars/1"}]
+    azure.fail_deployment("cars")
+    [_, answer], said = call_client([create], azure, both, tmp_path)
+    assert "The container did not become ready" in answer and answer.endswith(". cars/cars is removed again")
+    assert "The last lines of cars/cars:\nInstance status:\nInferenceServer: Failed\n" in said
+    assert azure.deployments == {}
+    # The traffic is moved, and nobody hears of it: the deployment goes with it all the same.
+    azure.fail("GET", "mfeOperationResults", times=4, break_connection=True)
+    [_, answer], said = call_client([create], azure, both, tmp_path)
+    assert answer.startswith("MlflowException: GET of onlineEndpoints/cars was not answered: ")
+    assert answer.endswith(". cars/cars is removed again")
+    assert (azure.deployments, shares(azure)) == ({}, {})
+    # What Azure refuses to change stays what it was, and is not removed.
+    beside = ["create_deployment", {"name": "green", "model_uri": "models:/cars/1", "endpoint": "cars"}]
+    azure.register("cars", "2")
+    call_client([create, beside], azure, both, tmp_path)
+    azure.fail("PUT", "deployments/green$", status=403)
+    again = ["create_deployment", beside[1] | {"model_uri": "models:/cars/2"}]
+    [_, answer], said = call_client([again], azure, both, tmp_path)
+    assert "AuthorizationFailed" in answer and "removed" not in answer
+    assert azure.deployments["cars", "green"]["properties"]["model"].endswith("/cars/versions/1")

@@ -38,12 +38,22 @@ _SECONDS_TO_WAIT = 3600  # building the image of a deployment can take half an h
 _SECONDS_TO_CONNECT = 30  # azure-core tries for five minutes, four times over, without a word
 _BACKOFF = 0.8  # seconds before a second try, twice as many before each further one
 _LONGEST_PAUSE = 120  # seconds between two requests, whatever Azure asks for
+_SECONDS_TO_ANSWER = 120  # of azure-core 300
 
 _logger = logging.getLogger(__name__)
 
 
 class RefusedError(ValueError):
-    """Azure has refused a request that was to change something, which therefore is what it was."""
+    """Azure has refused a request that was to change something, which therefore is what it was.
+
+    Attributes:
+        is_certain: Whether that is certain. Where an answer was lost, and what was sent again, Azure may be at work on
+            the first request and refuse the second.
+    """
+
+    def __init__(self, message, is_certain=True):
+        super().__init__(message)
+        self.is_certain = is_certain
 
 
 class ResourceManager:
@@ -107,7 +117,8 @@ class ResourceManager:
         try:
             _read(response, method, what)
         except ValueError as error:
-            raise RefusedError(str(error)) from None
+            is_certain = response.status_code != 409 and response.status_code < 500
+            raise RefusedError(str(error), is_certain) from None
         self._wait_for(response, method, path)
 
     def wait_until_settled(self, path):
@@ -184,7 +195,9 @@ def score(url, token, body, deployment):
         ValueError: If it is refused or not answered by JSON.
     """
     headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": deployment}
-    response = _send(_client(url), HttpRequest("POST", url, json=body, headers=headers), deployment)
+    # Not four times over: it may have traffic while it keeps this photo waiting.
+    retries = {"retry_read": 0, "retry_status": 1}
+    response = _send(_client(url), HttpRequest("POST", url, json=body, headers=headers), deployment, **retries)
     return _read(response, "POST", f"a photo to {deployment}")
 
 
@@ -219,10 +232,11 @@ class _Retries(RetryPolicy):
         return min(super().get_retry_after(response) or 0, _LONGEST_PAUSE)
 
 
-def _send(client, request, what):
+def _send(client, request, what, **retries):
+    timeouts = {"connection_timeout": _SECONDS_TO_CONNECT, "read_timeout": _SECONDS_TO_ANSWER}
     try:
         # Whatever this module sends can be sent twice. By itself the policy takes PATCH and POST for what cannot.
-        return client.send_request(request, retry_on_methods=_METHODS, connection_timeout=_SECONDS_TO_CONNECT)
+        return client.send_request(request, retry_on_methods=_METHODS, **timeouts, **retries)
     except ClientAuthenticationError as error:
         raise ValueError(_no_credentials(error)) from None
     except AzureError as error:

@@ -2,11 +2,12 @@
 
 import base64
 import contextlib
+import datetime
 import logging
 import math
 import re
 
-from carflavor.azure.arm import print_call, score
+from carflavor.azure.arm import RefusedError, print_call, score
 from carflavor.data.example import example_photo
 from carflavor.scoring import BOX_COLUMNS
 
@@ -15,6 +16,9 @@ _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{1,30}[a-zA-Z0-9]")
 _ENTRA_SCOPE = "https://ml.azure.com/.default"
 # What a PUT has to name of an endpoint, since it takes away what it does not name.
 _KEPT = ("authMode", "properties", "description", "traffic", "mirrorTraffic", "publicNetworkAccess")
+
+# When a deployment got its model: of two that carry traffic, the older one is what was there before.
+_DEPLOYED_TAG = "carflavor.deployed"
 
 _logger = logging.getLogger(__name__)
 
@@ -100,6 +104,31 @@ class Endpoint:
         """Returns the path of a deployment below the workspace."""
         return f"{self._path}/deployments/{deployment}"
 
+    def put(self, deployment, body):
+        """Creates or changes a deployment, and waits until it has come up.
+
+        Args:
+            deployment: Name of the deployment.
+            body: What Azure is to have of it; the time is added to its `tags`.
+
+        Raises:
+            RefusedError: If Azure refuses it: what stood there still does.
+            ValueError: If it does not come up.
+        """
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        try:
+            self.arm.change(
+                "PUT", self.path(deployment), {**body, "tags": {**(body.get("tags") or {}), _DEPLOYED_TAG: now}}
+            )
+        except RefusedError as error:
+            if error.is_certain:
+                raise
+            found = self.arm.wait_until_settled(self.path(deployment))
+            if found is None or age(found) != now:
+                raise
+            if not serves(found):
+                raise ValueError(f"{self.path(deployment).lstrip('/')} did not come up: {error}") from None
+
     def remove(self, deployment):
         """Deletes a deployment that carries no traffic."""
         self.arm.change("DELETE", self.path(deployment))
@@ -165,6 +194,11 @@ def check_name(name):
 def traffic(found):
     """Returns the shares of the deployments that carry traffic, in percent by name, of what `find` returned."""
     return {name: share for name, share in (found["properties"].get("traffic") or {}).items() if share}
+
+
+def age(deployment):
+    """Returns when a deployment, as Azure describes it, got its model; the least text where others have made it."""
+    return (deployment.get("tags") or {}).get(_DEPLOYED_TAG, "")
 
 
 def serves(deployment):

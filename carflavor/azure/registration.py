@@ -1,6 +1,7 @@
 """A model as a version of the workspace's registry: found there, or put there with an environment that Azure builds."""
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ ENVIRONMENT_TAG = "carflavor_azure_environment"
 _MONITORING = "azureml-ai-monitoring==1.0.0"
 # That server, which Azure adds to the environment, comes with inference-schema 1.8, which takes no later one.
 _WRAPT = "wrapt==1.16.0"
+_SECONDS_TO_UPLOAD = 3600
 
 
 def prepare_model(path, dst_path):
@@ -105,12 +107,15 @@ def register_model(arm, path, name, tracking_uri):
     for version in arm.list(f"/models/{name}/versions"):
         if tags.items() <= (version["properties"].get("tags") or {}).items():
             return version["name"]
-    source = Path(path).resolve().as_uri()
+    # Not `as_uri`: azureml-mlflow takes what stands after file:// for a path, also where that writes %20 for a blank.
+    source = f"file://{Path(path).resolve()}"
     if arm.dry_run:
         sizes = [file.stat().st_size for file in Path(path).rglob("*") if file.is_file()]
         body = {"source": source, "files": len(sizes), "bytes": sum(sizes), "tags": tags}
         print_call("REGISTER", f"{tracking_uri}, {name}", body)
         return "new"
+    # For 50 files together. By itself azureml-mlflow gives up after five minutes, too soon for a large model.
+    os.environ.setdefault("AZUREML_ARTIFACTS_DEFAULT_TIMEOUT", str(_SECONDS_TO_UPLOAD))
     # azureml-mlflow uploads what begins with file://, and takes the rest for an address that Azure knows.
     return create_version(mlflow.MlflowClient(tracking_uri, tracking_uri), name, source, tags).version
 

@@ -4,7 +4,6 @@ An endpoint has two deployments, blue and green. One carries the traffic; the ot
 photo past the traffic rules, and only then gets traffic. Whatever fails puts the traffic back where it was.
 """
 
-import datetime
 import json
 import logging
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 import mlflow
 
 from carflavor.azure.arm import RefusedError, ResourceManager
-from carflavor.azure.endpoint import Endpoint, check_name, serves, traffic
+from carflavor.azure.endpoint import Endpoint, age, check_name, serves, traffic
 from carflavor.azure.registration import prepare_model, register_model
 from carflavor.azure.settings import deployment_properties, read_settings
 from carflavor.azure.workspace import find_workspace
@@ -23,8 +22,6 @@ from carflavor.flavor import manifest_sha256, read_manifest
 
 # Azure's rule for models.
 _MODEL_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,254}")
-# When a deployment got its model: of two that carry traffic, the older one is what was there before.
-_DEPLOYED_TAG = "carflavor.deployed"
 _MODEL_TAG = "carflavor.model"
 
 _logger = logging.getLogger(__name__)
@@ -53,6 +50,9 @@ def deploy_to_azure(config, digest=""):
     steps = _read_steps(config.traffic)
     check_name(config.name)
     endpoint = Endpoint(ResourceManager(find_workspace(config.workspace), config.dry_run), config.name)
+    if config.action not in ("create", "update"):
+        # Of a workspace that is misspelt, Azure would say that it has no such endpoint.
+        endpoint.arm.expect_workspace()
     if config.action == "status":
         found = endpoint.status()
     elif config.action == "rollback":
@@ -65,8 +65,8 @@ def deploy_to_azure(config, digest=""):
         answer = _deploy(endpoint, config, steps, digest)
         found = None if config.dry_run else {**endpoint.status(), "answer": answer}
     if found:
-        mlflow.log_dict(found, "endpoint.json")
         print(json.dumps(found, indent=2, ensure_ascii=False), flush=True)
+        mlflow.log_dict(found, "endpoint.json")
     return found
 
 
@@ -102,10 +102,7 @@ def _deploy(endpoint, config, steps, digest):
         endpoint,
         {
             "location": workspace["location"],
-            "tags": {
-                _MODEL_TAG: f"models:/{name}/{version}",
-                _DEPLOYED_TAG: datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-            },
+            "tags": {_MODEL_TAG: f"models:/{name}/{version}"},
             "sku": {"name": "Default", "capacity": settings["instance_count"]},
             "properties": deployment_properties(
                 settings, f"{endpoint.arm.workspace.resource_id}/models/{name}/versions/{version}"
@@ -168,7 +165,7 @@ def _roll_out(endpoint, body, class_names, steps):
     if not endpoint.arm.dry_run:
         _logger.info("Deploying %s/%s: Azure builds an image first, in 10 to 30 minutes", endpoint.name, new)
     try:
-        endpoint.arm.change("PUT", endpoint.path(new), body)
+        endpoint.put(new, body)
     except RefusedError:
         # What stood there, for action=rollback, still does.
         raise
@@ -222,13 +219,20 @@ def _roll_back(endpoint):
     found = endpoint.expect(endpoint.find())
     shares, deployments = traffic(found), endpoint.deployments()
     stable = _find_stable(deployments, shares)
-    others = [one["name"] for one in _by_age(deployments) if one["name"] != stable and serves(one)]
+    others = [one for one in sorted(deployments, key=age) if one["name"] != stable and serves(one)]
+    # A newer one is what a rollout that was killed has left: it never had all of the traffic.
+    since = max((age(one) for one in deployments if one["name"] == stable), default="")
+    older = [one["name"] for one in others if age(one) <= since]
     if len(shares) > 1:
         target = stable
-    elif others:
-        target = others[-1]
+    elif older:
+        target = older[-1]
     else:
-        raise ValueError(f"Expected another deployment of {endpoint.name} to go back to, got only {stable or 'none'}")
+        newer = ", ".join(one["name"] for one in others)
+        raise ValueError(
+            f"Expected a deployment of {endpoint.name} from before {stable or 'any traffic'} to go back to, got "
+            + (f"only {newer}, which is newer: action=update brings one up" if newer else "none")
+        )
     answer = endpoint.ask(target)
     endpoint.move({target: 100})
     return answer
@@ -236,10 +240,5 @@ def _roll_back(endpoint):
 
 def _find_stable(deployments, shares):
     """Returns the name of what carried the traffic before anything new, or None."""
-    carrying = [deployment["name"] for deployment in _by_age(deployments) if shares.get(deployment["name"])]
+    carrying = [deployment["name"] for deployment in sorted(deployments, key=age) if shares.get(deployment["name"])]
     return carrying[0] if carrying else None
-
-
-def _by_age(deployments):
-    # What others have made has no such tag, and counts as older.
-    return sorted(deployments, key=lambda deployment: (deployment.get("tags") or {}).get(_DEPLOYED_TAG, ""))

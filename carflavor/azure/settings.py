@@ -19,6 +19,7 @@ _INSTANCE_TYPES = ((100e6, "Standard_DS2_v2"), (1e9, "Standard_DS3_v2"), (float(
 _PROBE = {"initial_delay": 30, "period": 10, "timeout": 10, "success_threshold": 1, "failure_threshold": 60}
 # Azure's own timeout is 5 s and its queue half a second: the first photos after a start take longer.
 _REQUESTS = {"request_timeout_ms": "PT60S", "max_queue_wait_ms": "PT10S", "max_concurrent_requests_per_instance": 2}
+_TEXTS = ("environment_variables", "properties")  # by names of the user's
 _LONGEST_TIMEOUT = 180  # what a managed endpoint allows, in seconds
 _DURATION = re.compile(r"PT(\d+(?:\.\d+)?)S")
 _REFUSED = {
@@ -180,6 +181,8 @@ def _probe(probe):
 def change_deployment(sku, properties, path):
     """Returns the `sku` and the `properties` of a deployment after what a config file says; the rest stays.
 
+    Of a mapping, too, such as `request_settings`, what the file does not name stays.
+
     Args:
         sku: What Azure has as `sku`.
         properties: What Azure has as `properties`.
@@ -189,12 +192,19 @@ def change_deployment(sku, properties, path):
         ValueError: As `read_settings`.
     """
     settings, given = read_settings(path), _read(path)
-    complete = deployment_properties(settings, properties.get("model"))
-    said = {_camel_case(key) for key in given} & complete.keys()
+    complete, changed = deployment_properties(settings, properties.get("model")), dict(properties)
+    for key, value in given.items():
+        name = _camel_case(key)
+        if isinstance(value, dict) and name in complete:
+            names = value if key in _TEXTS else map(_camel_case, value)
+            changed[name] = {**(changed.get(name) or {}), **{inner: complete[name][inner] for inner in names}}
+        elif name in complete:
+            changed[name] = complete[name]
     capacity = {"capacity": settings["instance_count"]} if "instance_count" in given else {}
-    return {**sku, **capacity}, {**properties, **{key: complete[key] for key in said}}
+    return {**sku, **capacity}, changed
 
 
 def _camel_case(key):
-    first, *rest = key.split("_")
+    """Returns what Azure calls a key of azureml-mlflow."""
+    first, *rest = key.removesuffix("_ms").split("_")
     return first + "".join(word.title() for word in rest)

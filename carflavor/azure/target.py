@@ -75,8 +75,10 @@ class AzureMLTarget(deployment_client.AzureMLDeploymentClient):
         """
         with _as_mlflow_errors():
             check_name(name)
+            _check_request(flavor, config)
             place, tags = Endpoint(self._arm, endpoint or name), {}
-            if model_uri.startswith("models:/") and "registries" not in mlflow.get_registry_uri():
+            # What is in a registry of Azure's that workspaces share, azureml-mlflow finds.
+            if not (model_uri.startswith("models:/") and "registries" in mlflow.get_registry_uri()):
                 model_uri, tags = self._find_model(model_uri)
             self._refuse_what_serves(place, name, alone=endpoint is None)
             # The deployment serves these very files or does not start.
@@ -87,28 +89,35 @@ class AzureMLTarget(deployment_client.AzureMLDeploymentClient):
                 if endpoint is None:
                     # Before azureml-mlflow makes it, by a PUT which takes the traffic from one that is there.
                     place.create(self._arm.expect_workspace()["location"])
-                left = self._arm.wait_until_settled(place.path(name))
-                if left and not serves(left):
+                standing = self._arm.wait_until_settled(place.path(name))
+                if standing and not serves(standing):
                     # Azure mends a failed deployment only sometimes.
                     place.remove(name)
-                created = super().create_deployment(name, model_uri, flavor, complete, place.name)
-            try:
-                self._ask(place, name, tags)
-                if endpoint is None:
-                    place.move({name: 100})
-            except BaseException as error:
-                self._show_logs(place, name)
-                self._clear_away(place, name, error)
-                raise
+                    standing = None
+                try:
+                    created = super().create_deployment(name, model_uri, flavor, complete, place.name)
+                    self._ask(place, name, tags)
+                    if endpoint is None:
+                        place.move({name: 100})
+                except BaseException as error:
+                    self._clear_away(place, name, standing, error)
+                    raise
         return created
 
-    def _clear_away(self, place, name, error):
+    def _clear_away(self, place, name, standing, error):
+        """Deletes a deployment that has failed, after its last words, if it is no longer what stood there before."""
         try:
+            if self._arm.get(place.path(name)) in (None, standing):
+                return
+            self._show_logs(place, name)
+            # Also where the answer to moving it was lost: Azure deletes nothing that has traffic.
+            if traffic(place.expect(place.find())).keys() == {name}:
+                place.move({})
             place.remove(name)
         except ValueError as second:
-            raise ValueError(f"{error}. {place.name}/{name} stays, without traffic: {second}") from error
-        if isinstance(error, ValueError):
-            raise ValueError(f"{error}. {place.name}/{name} is removed again") from error
+            raise ValueError(f"{_sentence(error)}. {place.name}/{name} stays: {second}") from error
+        if isinstance(error, (ValueError, AzureError)):
+            raise ValueError(f"{_sentence(error)}. {place.name}/{name} is removed again") from error
 
     def update_deployment(self, name, model_uri=None, flavor=None, config=None, endpoint=None):
         """See `BaseDeploymentClient`. What the config file leaves open, and all without one, stays as it is.
@@ -117,6 +126,7 @@ class AzureMLTarget(deployment_client.AzureMLDeploymentClient):
         was again.
         """
         with _as_mlflow_errors():
+            _check_request(flavor, config)
             place = Endpoint(self._arm, endpoint or name)
             found = self._arm.wait_until_settled(place.path(name))
             if found is None:
@@ -142,7 +152,7 @@ class AzureMLTarget(deployment_client.AzureMLDeploymentClient):
     def _change(self, place, name, before, body, tags):
         try:
             # PUT, where azureml-mlflow sends a PATCH: what that may change, Azure says, is sku and tags.
-            self._arm.change("PUT", place.path(name), body)
+            place.put(name, body)
             self._ask(place, name, tags)
         except RefusedError:
             raise
@@ -159,7 +169,9 @@ class AzureMLTarget(deployment_client.AzureMLDeploymentClient):
             self._arm.wait_until_settled(place.path(name))
             self._arm.change("PUT", place.path(name), before)
         except ValueError as second:
-            raise ValueError(f"{error}. {place.name}/{name} could not be made what it was: {second}") from error
+            raise ValueError(
+                f"{_sentence(error)}. {place.name}/{name} could not be made what it was: {second}"
+            ) from error
         if isinstance(error, ValueError):
             raise ValueError(f"{error}. {place.name}/{name} is again what it was") from error
 
@@ -245,6 +257,19 @@ class AzureMLTarget(deployment_client.AzureMLDeploymentClient):
             return bool(self.get_endpoint(name))
         except ResourceNotFoundError:
             return False
+
+
+def _check_request(flavor, config):
+    """Refuses what azureml-mlflow would refuse when an endpoint is made already, or would not look at."""
+    if flavor not in (None, "python_function"):
+        raise ValueError(f"Expected flavor python_function, by which Azure serves all models. Received: {flavor}")
+    if unknown := sorted(set(config or {}) - {_CONFIG}):
+        raise ValueError(f"Expected config to be {_CONFIG}=FILE alone. Received: {', '.join(unknown)}")
+
+
+def _sentence(error):
+    """Returns what an error says, on one line."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _nothing(name, endpoint):
