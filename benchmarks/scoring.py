@@ -49,7 +49,7 @@ _DRAWN = 250
 _NAMES = 48  # of each, for the photos that contestants take turns at: start-up, which ours have, counts little
 _FEW = 32  # photos, that cost next to nothing beside start-up
 _ROUNDS = 5  # of these and of the smallest size; each larger size has fewer
-_SECONDS_A_SAMPLE = 0.2
+_SECONDS_A_SAMPLE = 1  # to look at it takes milliseconds
 _SCRIPT = "scoring_contestants.py"
 
 

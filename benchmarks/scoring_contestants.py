@@ -26,7 +26,7 @@ from carflavor.spark import open_session  # noqa: E402
 
 _BATCH_SIZES = (8, 16, 32)
 _TRIED = 256  # photos, to find the fastest batch
-_SECONDS_A_SAMPLE = 0.2
+_SECONDS_A_SAMPLE = 1
 _sessions = ExitStack()  # not a local one, with which they would go
 
 
