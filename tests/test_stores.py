@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from azure.storage.blob._shared.policies_async import AsyncStorageRetryPolicy
 from colours import PROJECT
@@ -618,8 +620,8 @@ class Unsteady(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         name = urlsplit(self.path).path.rpartition("/")[2]
         self.asked.append(name)
-        if self.answers.get(name):
-            status, headers, body = self.answers[name].pop(), [], b""
+        if self.answers.get(name) and (status := self.answers[name].pop()) != 200:
+            headers, body = [], b""
         else:
             connection = http.client.HTTPConnection(urlsplit(self.behind).netloc)
             connection.request(self.command, self.path, headers=dict(self.headers))
@@ -681,6 +683,18 @@ def test_a_place_that_cannot_be_reached_is_no_broken_photo(unsteady):
         assert str(error.value).endswith("; the same command goes on where it was") and "\n" not in str(error.value)
         assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
     assert store.read("1.jpg") == b"1"
+
+
+def test_photos_inside_a_table_of_a_place_that_cannot_be_reached(unsteady, container):
+    url, answers = unsteady
+    pq.write_table(pa.table({"image": [b"one", b"other"]}), file := io.BytesIO())
+    container.upload_blob("cars.parquet", file.getvalue())
+    store, photos = Store(url), [Photo(f"{row}.jpg", "cars.parquet", row, 0, None) for row in range(2)]
+    answers["cars.parquet"] = [503, 200, 503]
+    assert [content for _, content in PhotoReader(store).read_many(photos)] == [b"one", b"other"]
+    answers["cars.parquet"] = [503] * 3 + [200]
+    with pytest.raises(UnreachableError, match=f"^{url}/cars.parquet cannot be read for now: "):
+        list(PhotoReader(store).read_many(photos))
 
 
 def test_a_step_goes_on_when_the_place_can_be_reached_again(unsteady, container, tmp_path):

@@ -5,6 +5,7 @@ Credentials come from the environment alone, as each driver reads it.
 
 import concurrent.futures
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 from fsspec.callbacks import Callback
 
-from carflavor.data.failures import unreachable
+from carflavor.data.failures import UnreachableError, unreachable
 from carflavor.data.urls import refuse_credentials, scheme_of, shown, without_secrets
 from carflavor.progress import bytes_bar
 
@@ -89,8 +90,8 @@ class RemotePlace:
         """Returns a seekable binary file that fetches what is read of it; a context manager."""
         # No filesystem is kept: fsspec keeps one for each process, and they do not survive a fork.
         files, _ = _open_filesystem(self.url)
-        with _plain_errors(f"{self.place}/{name}"):
-            return files.open(self._paths[name], "rb")
+        what = f"{self.place}/{name}"
+        return io.BufferedReader(_OpenFile(_ask(what, lambda: files.open(self._paths[name], "rb")), what))
 
     def read_many(self, names):
         """Yields (name, bytes or OSError) in the order of the names, fetching several at once.
@@ -117,13 +118,12 @@ class RemotePlace:
             executor.shutdown(cancel_futures=True)
 
     def _read(self, files, name):
-        what = f"{self.place}/{name}"
         try:
-            return _fetch_bytes(files, self._paths[name], _PAUSES)
-        except Exception as error:
-            if _is_of_the_file(error):
-                return _plain(what, error)
-            raise unreachable(what, _reason(error)) from None
+            return _ask(f"{self.place}/{name}", lambda: files.cat_file(self._paths[name]))
+        except UnreachableError:
+            raise
+        except OSError as error:
+            return error
 
     def copy(self, target, names=None):
         """Copies files to this machine, with a progress bar. Each gets its name when it is whole; what is there stays.
@@ -185,22 +185,65 @@ def read_url(url, silent):
     with _plain_errors(shown(url)):
         files, path = _open_filesystem(url)
         try:
-            return _fetch_bytes(files, path, () if host in silent else _PAUSES)
+            return _try_again(lambda: files.cat_file(path), () if host in silent else _PAUSES)
         except Exception as error:
             if not _is_of_the_file(error) and _find_status(error) is None:
                 silent.add(host)
             raise
 
 
-def _fetch_bytes(files, path, pauses):
+class _OpenFile(io.RawIOBase):
+    """A driver's file, of which each part is asked for again where the network may be at fault."""
+
+    def __init__(self, file, what):
+        self._file, self._what = file, what
+        self.seek, self.tell, self.seekable, self.readable = file.seek, file.tell, file.seekable, file.readable
+
+    def readinto(self, buffer):
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self):
+        # By itself RawIOBase reads 8 kB at a time.
+        return self._read(-1)
+
+    def _read(self, num_bytes):
+        position = self._file.tell()
+
+        def read():
+            self._file.seek(position)
+            return self._file.read(num_bytes)
+
+        return _ask(self._what, read)
+
+    def close(self):
+        self._file.close()
+        super().close()
+
+
+def _ask(what, function):
+    """Returns what a function of a driver does.
+
+    Raises:
+        UnreachableError: If it fails, also when tried again, for a fault that is not the file's.
+        OSError: If it fails for one that is.
+    """
+    try:
+        return _try_again(function, _PAUSES)
+    except Exception as error:
+        raise _plain(what, error) if _is_of_the_file(error) else unreachable(what, _reason(error)) from None
+
+
+def _try_again(function, pauses):
     for pause in pauses:
         try:
-            return files.cat_file(path)
+            return function()
         except Exception as error:
             if _is_of_the_file(error):
                 raise
         time.sleep(pause)
-    return files.cat_file(path)
+    return function()
 
 
 def _is_of_the_file(error):
