@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 
@@ -24,6 +25,9 @@ def map_in_processes(function, tasks, workers):
 
     Yields:
         What the function returns, in any order.
+
+    Raises:
+        OSError: If a process was killed.
     """
     tasks = iter(tasks)
     if workers == 1:
@@ -55,6 +59,11 @@ def map_in_processes(function, tasks, workers):
             # A few ahead, so that no process waits for this one.
             pending |= {executor.submit(_call, task) for task in itertools.islice(tasks, 3 * workers - len(pending))}
             yield from (future.result() for future in done)
+    except BrokenProcessPool:
+        raise OSError(
+            f"One of {workers} processes was killed, probably for lack of memory: give the same command with fewer "
+            f"workers, workers={max(1, workers // 2)} say; it goes on where it was"
+        ) from None
     finally:
         executor.shutdown(cancel_futures=True)
 
