@@ -776,6 +776,12 @@ def test_the_endpoint_of_an_account(url, account_url, monkeypatch):
     assert (files.account_url, path) == (account_url, "c/x")
 
 
+@pytest.mark.parametrize("host", ["one.z01.{}.storage.azure.net", "onelake.{}.fabric.microsoft.com"])
+def test_hosts_of_azure(host, monkeypatch):
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    assert remote._azure_options(f"abfss://c@{host.format('dfs')}/x")["account_host"] == host.format("blob")
+
+
 def test_a_wrong_key_is_not_shown(container, monkeypatch):
     connection = os.environ["AZURE_STORAGE_CONNECTION_STRING"].replace("Eby8vdM0", "AAAAAAAA")
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)

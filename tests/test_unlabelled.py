@@ -93,3 +93,48 @@ def test_large_photos_of_a_table_are_read_one_at_a_time(tmp_path, monkeypatch):
         assert isinstance(content, FileNotFoundError) if name == "gone.jpg" else content == name.encode() * 100
         most = max(most, len(done) - number)
     assert most <= 3
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "simplecache::https://ada:s3cret@example.com/1.jpg",
+            "simplecache::https://example.com/1.jpg: expected one URL, got several joined by ::",
+        ),
+        ("HTTPS://ada:s3cret@example.com/1.jpg", "HTTPS://example.com/1.jpg: expected a URL without a password, "),
+        ("abfss://c@evil.example/1.jpg", "abfss://c@evil.example/1.jpg: expected a host of Azure's, such as "),
+        ("az://evil.example/c/1.jpg", "az://evil.example/c/1.jpg: expected a host of Azure's, such as "),
+        ("abfss://c@evil/1.jpg", "abfss://c@evil/1.jpg: expected a host of Azure's, such as "),
+        (
+            "abfss://c@evil.example:1.core.windows.net/1.jpg",
+            "abfss://c@evil.example:1.core.windows.net/1.jpg: expected a",
+        ),
+        (
+            "abfss://c@xcore.windows.net/1.jpg",
+            "abfss://c@xcore.windows.net/1.jpg: expected a host of Azure's, such as ",
+        ),
+    ],
+)
+def test_urls_that_are_refused(url, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "?sig=s3cret")
+    # Not only the first one of its kind.
+    first = "abfss://c@one.dfs.core.windows.net/1.jpg"
+    with pytest.raises(ValueError) as error:
+        list_table(tmp_path / "cars.csv", first, url)
+    assert str(error.value).startswith(f"photos: {tmp_path}/cars.csv, photo 2: {expected}")
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_scheme_in_large_letters(web, tmp_path):
+    photos = list_table(tmp_path / "cars.csv", f"{web}/1.jpg".replace("http", "HTTP"))
+    assert [content for _, content in photos.store.read_many(photos.names)] == [b"/1.jpg"]
+
+
+def test_relative_names_of_a_table_at_a_url(web):
+    store = unlabelled.LinkedFiles(f"{web}/cars.csv", web, ["1.jpg", "x::2.jpg", "3.jpg?sig=s3cret"])
+    (_, first), (_, second), (_, third) = store.read_many(store.names)
+    assert (first, Unsteady.asked) == (b"/1.jpg", ["/1.jpg"])
+    assert str(second) == f"{web}/x::2.jpg: expected one URL, got several joined by ::"
+    assert str(third).startswith(f"{web}/3.jpg: expected a URL without a password, token or signature")

@@ -17,7 +17,7 @@ import fsspec
 from fsspec.callbacks import Callback
 
 from carflavor.data.failures import UnreachableError, unreachable
-from carflavor.data.urls import refuse_credentials, scheme_of, shown, without_secrets
+from carflavor.data.urls import normalise_url, scheme_of, shown, without_secrets
 from carflavor.progress import bytes_bar
 
 _WEB = ("http", "https")
@@ -31,6 +31,10 @@ _FAULTS_OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, No
 _TIMEOUT, _TOO_MANY_REQUESTS = 408, 429
 # For one large file. adlfs would take 128, and its SDK keeps 4 MB of each in memory.
 _AZURE_CONNECTIONS = 8
+# Who is sent a login or AZURE_STORAGE_SAS_TOKEN: Azure's clouds, its accounts in DNS zones, and OneLake.
+_AZURE_HOST = re.compile(
+    r"([a-z0-9-]+\.)+(core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)|storage\.azure\.net|fabric\.microsoft\.com)"
+)
 _AZURE_SECRETS = ("connection_string", "account_key", "sas_token")
 
 
@@ -53,12 +57,7 @@ class RemotePlace:
 
     def __init__(self, url):
         self.place = shown(url)
-        refuse_credentials(url)
-        if "::" in url:
-            raise ValueError(f"{self.place}: expected one URL, got several joined by ::")
-        # fsspec knows schemes in small letters.
-        scheme = scheme_of(url)
-        self.url = scheme + url[len(scheme) :]
+        self.url, scheme = normalise_url(url), scheme_of(url)
         authority, _, path = self.place.partition("://")[2].partition("/")
         path = unquote(path) if scheme in _WEB else path
         self.name = path.rstrip("/").rpartition("/")[2] or authority.partition("@")[0]
@@ -165,9 +164,8 @@ class RemotePlace:
 
 
 def check_url(url):
-    """Raises ValueError if a URL holds credentials, lacks a driver, or names no storage account; asks nobody."""
-    refuse_credentials(url)
-    _open_filesystem(url)
+    """Raises ValueError if a URL is none for `RemotePlace`, as far as can be said of its host without asking it."""
+    _open_filesystem(normalise_url(url))
 
 
 def read_url(url, silent):
@@ -182,8 +180,11 @@ def read_url(url, silent):
         OSError: If it cannot be read, also when tried again.
     """
     host = url.split("/")[2]
+    try:
+        files, path = _open_filesystem(normalise_url(url))
+    except ValueError as error:
+        raise OSError(str(error)) from None
     with _plain_errors(shown(url)):
-        files, path = _open_filesystem(url)
         try:
             return _try_again(lambda: files.cat_file(path), () if host in silent else _PAUSES)
         except Exception as error:
@@ -309,7 +310,7 @@ def _azure_options(url):
     options["max_concurrency"] = _AZURE_CONNECTIONS
     authority = urlsplit(url).netloc
     # abfss://container@account.dfs..., abfss://account.dfs.../container, or the container alone, which has no dot.
-    host = authority.rpartition("@")[2] if "@" in authority or "." in authority else ""
+    host = authority.rpartition("@")[2].lower() if "@" in authority or "." in authority else ""
     account = host.partition(".")[0]
     if connection := options["connection_string"]:
         # adlfs asks the account of the connection string, whatever the URL says.
@@ -318,6 +319,11 @@ def _azure_options(url):
             raise ValueError(
                 f"expected the storage account of AZURE_STORAGE_CONNECTION_STRING, {in_connection[1]}, got {account}"
             )
+    elif host and not _AZURE_HOST.fullmatch(host):
+        raise ValueError(
+            "expected a host of Azure's, such as account.dfs.core.windows.net, for it is sent credentials, "
+            f"got {host}; AZURE_STORAGE_CONNECTION_STRING may name another"
+        )
     elif host and not host.endswith(".core.windows.net"):
         # adlfs knows the accounts of the public cloud alone.
         options |= {"account_name": account, "account_host": host.replace(".dfs.", ".blob.", 1)}

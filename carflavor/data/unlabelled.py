@@ -15,7 +15,7 @@ from carflavor.data.layouts.tables import read_header, read_values
 from carflavor.data.locations import local_path, resolve_input
 from carflavor.data.sources import open_source
 from carflavor.data.stores import Store, open_store, read_file, stamp_file
-from carflavor.data.urls import is_url, scheme_of, shown
+from carflavor.data.urls import is_url, normalise_url, shown
 
 _TABLES = (".csv", ".tsv", ".parquet")
 # Fetched while those before them are worked on. Of URLs no size is known before.
@@ -205,14 +205,15 @@ def _read_row(columns, values, where):
 
 
 def _check_urls(names, where):
-    schemes = {}
+    hosts = set()
     for row, name in enumerate(names, start=1):
         if is_url(name):
             try:
-                remote.refuse_credentials(name)
-                # What is the same for all of a kind; a table may name millions.
-                if schemes.setdefault(scheme_of(name), name) == name:
-                    remote.check_url(name)
+                url = normalise_url(name)
+                # What is the same for all of a host; a table may name millions.
+                if (host := tuple(url.split("/")[:3])) not in hosts:
+                    remote.check_url(url)
+                    hosts.add(host)
             except ValueError as error:
                 raise ValueError(f"{where}, photo {row}: {error}") from None
 

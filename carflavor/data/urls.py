@@ -28,6 +28,19 @@ def scheme_of(url):
     return url.partition("://")[0].lower()
 
 
+def normalise_url(url):
+    """Returns the URL of a file or folder as fsspec knows it, with its scheme in small letters.
+
+    Raises:
+        ValueError: If it holds credentials, or is several URLs, which fsspec joins by `::`.
+    """
+    if "::" in url:
+        raise ValueError(f"{shown(url)}: expected one URL, got several joined by ::")
+    refuse_credentials(url)
+    scheme = scheme_of(url)
+    return scheme + url[len(scheme) :]
+
+
 def refuse_credentials(url):
     """Raises ValueError if there is a password, token or signature in the URL.
 
