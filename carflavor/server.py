@@ -48,6 +48,7 @@ from carflavor.serving.connections import SECONDS_TO_SEND
 from carflavor.serving.logs import set_up_logging
 from carflavor.serving.metrics import METRICS_VARIABLE, Metrics
 from carflavor.serving.openapi import describe_interface
+from carflavor.serving.workers import use_patient_workers
 
 _LONGEST_REASON = 1500  # characters; ten rows with theirs have as many
 _REASON_FILE = "reason.txt"  # why a worker process could not start
@@ -395,13 +396,14 @@ def main(model, host, port, workers):
     try:
         limits = read_limits(ServerLimits)
         path = resolve_input(model, "model")
+        set_up_logging()
         if workers == 1:
-            set_up_logging()
             uvicorn.run(ScoringApp(path, limits), **options)
         else:
             flavor.read_manifest(path)
             with tempfile.TemporaryDirectory() as folder:
                 os.environ |= {_MODEL_VARIABLE: str(path), METRICS_VARIABLE: folder}
+                use_patient_workers()
                 uvicorn.run("carflavor.server:create_app", factory=True, **options)
                 if (reason := Path(folder) / _REASON_FILE).is_file():
                     raise ValueError(reason.read_text())

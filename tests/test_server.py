@@ -378,15 +378,35 @@ def test_what_nobody_waits_for_any_more_is_not_worked_on(openvino_model, tmp_pat
         assert request(f"{server.url}/invocations", body)[0] == 200
 
 
+def find_workers(server):
+    parent = server.process.pid
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
 def test_a_worker_that_was_killed_has_nothing_pending(openvino_model, tmp_path, clean_environment):
     with carflavor_server(openvino_model, tmp_path, clean_environment, workers=2) as server, connect(server) as caller:
         caller.sendall(head(100) + b" ")
         wait_until(lambda: metric(server, "carflavor_pending_requests") == 1)
-        parent = server.process.pid
-        for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(int(pid), signal.SIGKILL)
+        killed = find_workers(server)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
         wait_until(lambda: pending_of_those_that_answer(server) == 0, seconds=60)
+        assert {f"Child process [{pid}] died" for pid in killed} <= {line["event"] for line in log_lines(server)}
+
+
+def test_a_worker_that_is_busy_for_seconds_is_not_killed(openvino_model, tmp_path, clean_environment, body):
+    """As where the machine swaps or a decoder holds Python's lock: uvicorn gives it 5 s unless it is told."""
+    with carflavor_server(openvino_model, tmp_path, clean_environment, workers=2) as server:
+        workers = find_workers(server)
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(6.5)
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        assert request(f"{server.url}/invocations", body)[0] == 200
+        time.sleep(1)  # twice as long as uvicorn waits between two looks at them
+        assert find_workers(server) == workers
 
 
 def pending_of_those_that_answer(server):
