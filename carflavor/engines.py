@@ -5,7 +5,7 @@ Keras, TensorFlow, OpenVINO and NNCF are imported by what needs them: a model th
 
 import contextlib
 import functools
-import importlib
+import importlib.util
 import logging
 import platform
 import sys
@@ -128,7 +128,7 @@ class OpenVinoEngine:
 
 
 def check(engine, precision):
-    """Raises a ValueError unless there is such an engine and it computes in such a precision."""
+    """Raises a ValueError unless there is such an engine and it can be packed here in such a precision."""
     if engine not in ENGINES:
         raise ValueError(f"Expected engine to be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
     known = ["float32"] if engine == "keras" else list(PRECISIONS)
@@ -137,6 +137,9 @@ def check(engine, precision):
             f"Expected precision to be one of {', '.join(known)} with engine={engine}. "
             f"Received: precision={precision!r}"
         )
+    # Here, and not minutes later when the network is converted.
+    if precision == "int8" and importlib.util.find_spec("nncf") is None:
+        raise ValueError("precision=int8 needs NNCF: pip install 'carflavor[int8]'")
 
 
 def load_engine(data, ir, packed, name=None, allow_fallback=False, threads=None):

@@ -117,9 +117,9 @@ def save_model(
         metadata: Optional dict for the MLmodel file.
 
     Raises:
-        ValueError: If the network is no classifier of that many classes of square uint8 photos, or there is no such
-            engine or precision.
-        ImportError: If OpenVINO, or NNCF for `int8`, is needed and not installed.
+        ValueError: If the network is no classifier of that many classes of square uint8 photos, there is no such engine
+            or precision, or NNCF, which `int8` needs, is not installed.
+        ImportError: If OpenVINO is needed and not installed.
         MlflowException: If the folder is not empty.
     """
     from carflavor import layers

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import logging
 import shutil
@@ -207,6 +208,14 @@ def test_package_refuses_names_before_anything_is_registered(store, packed_model
     with pytest.raises(ValueError, match=message):
         package(PackageConfig(str(packed_model), **changes))
     assert store.search_registered_models() == []
+
+
+def test_package_says_at_once_that_nncf_is_missing(store, logged_model, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else find_spec(name))
+    monkeypatch.setattr(carflavor.package, "resolve_input", None)  # what takes long begins with it
+    with pytest.raises(ValueError, match=r"^precision=int8 needs NNCF: pip install 'carflavor\[int8\]'$"):
+        package(PackageConfig(logged_model, register_as="cars", precision="int8"))
 
 
 def test_package_refuses_a_model_that_was_changed(store, packed_model, tmp_path):
