@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import fsspec
+import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from carflavor.data import archives, remote, stores
 from carflavor.data.drawing import draw_photo
 from carflavor.data.failures import UnreachableError
 from carflavor.data.layouts import Photo, PhotoReader
+from carflavor.data.sources import default_out
 from carflavor.data.stores import Store, open_store
 from carflavor.data.urls import shown, without_secrets
 from carflavor.image import encode_jpeg
@@ -856,3 +858,34 @@ def test_sources_of_users(tmp_path, monkeypatch):
         with pytest.raises(ValueError) as error:
             open_store(place, "source")
         assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["cars", "cars.zip", "cars.tgz"])
+def test_an_artifact_is_the_same_each_time_it_is_copied(name, store, tmp_path):
+    files = {"labels.csv": b"photo,class", "train/1.jpg": b"1"}
+    with mlflow.start_run() as run:
+        mlflow.log_artifact(WRITERS[name](tmp_path / name, files))
+    uri = f"runs:/{run.info.run_id}/{name}"
+    one, other = (open_store(uri, "source") for _ in range(2))
+    assert (one.place, one.name, one.read("labels.csv")) == (uri, "cars", files["labels.csv"])
+    assert one.fingerprint() == other.fingerprint()
+    assert default_out("records", uri, one) == default_out("records", uri, other)
+    (changed := tmp_path / "changed").mkdir()
+    with mlflow.start_run(run.info.run_id):
+        mlflow.log_artifact(WRITERS[name](changed / name, files | {"labels.csv": b""}))
+    assert open_store(uri, "source").fingerprint() != one.fingerprint()
+
+
+def test_a_whole_run_as_a_source(store):
+    with mlflow.start_run() as run:
+        mlflow.log_text("1", "1.jpg")
+    assert [open_store(f"runs:/{run.info.run_id}/", "source").name for _ in range(2)] == [run.info.run_id] * 2
+
+
+def test_what_is_a_copy(web, tmp_path):
+    for name in ("cars.zip", "cars.tgz"):
+        WRITERS[name](tmp_path / "web" / name, FILES)
+        assert Store(f"{web}/{name}").is_copy and pickle.loads(pickle.dumps(Store(f"{web}/{name}"))).is_copy
+        assert not Store(tmp_path / "web" / name).is_copy
+    fsspec.filesystem("memory").pipe("/lorries/1.jpg", b"1")
+    assert not Store(tmp_path).is_copy and not Store("memory://lorries").is_copy

@@ -4,6 +4,7 @@ import errno
 import http.server
 import os
 
+import mlflow
 import pytest
 from servers import web_server
 
@@ -138,3 +139,17 @@ def test_relative_names_of_a_table_at_a_url(web):
     assert (first, Unsteady.asked) == (b"/1.jpg", ["/1.jpg"])
     assert str(second) == f"{web}/x::2.jpg: expected one URL, got several joined by ::"
     assert str(third).startswith(f"{web}/3.jpg: expected a URL without a password, token or signature")
+
+
+def test_a_table_among_the_artifacts_of_a_run(store, tmp_path):
+    with mlflow.start_run() as run:
+        mlflow.log_text("path\n/cars/1.jpg\n", "cars.csv")
+    one, other = (list_photos(f"runs:/{run.info.run_id}/cars.csv") for _ in range(2))
+    assert one.store.place == other.store.place == f"runs:/{run.info.run_id}/cars.csv"
+    assert one.digest() == other.digest()
+
+
+def test_a_relative_table_is_known_by_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cars.csv").write_text("path\n1.jpg\n")
+    assert list_photos("cars.csv").store.place == f"{tmp_path}/cars.csv"

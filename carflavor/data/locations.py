@@ -23,6 +23,11 @@ def data_home():
     return Path(os.environ.get("CARFLAVOR_HOME") or Path.home() / ".carflavor").absolute()
 
 
+def is_artifact(place):
+    """Whether a place is an artifact of MLflow, as `runs:/...` and `models:/...` are."""
+    return place.startswith(_MLFLOW_SCHEMES)
+
+
 def resolve_input(place, parameter, names=None):
     """Finds what a user names as input.
 
@@ -41,7 +46,7 @@ def resolve_input(place, parameter, names=None):
     """
     if not place:
         raise ValueError(f"{parameter}: expected a path or URI, got an empty text")
-    if place.startswith(_MLFLOW_SCHEMES):
+    if is_artifact(place):
         # Not at the top of the file: it takes more than a second, and each process that decodes photos comes by here.
         import mlflow
 
@@ -87,7 +92,7 @@ def resolve_model(place, parameter="model"):
     Raises:
         ValueError: If a directory is named that is not there.
     """
-    return place if place.startswith(_MLFLOW_SCHEMES) else str(resolve_input(place, parameter))
+    return place if is_artifact(place) else str(resolve_input(place, parameter))
 
 
 def resolve_output(place, parameter):

@@ -8,7 +8,7 @@ import stat
 
 from carflavor.data.archives import open_archive
 from carflavor.data.failures import UnreachableError, raise_if_unreachable
-from carflavor.data.locations import copy_here, local_path, resolve_input
+from carflavor.data.locations import copy_here, is_artifact, local_path, resolve_input
 from carflavor.data.remote import RemotePlace
 from carflavor.data.urls import is_url
 
@@ -27,6 +27,8 @@ class Store:
         place: A folder; a zip or tar archive, also compressed by gzip, which is read without being unpacked; or a URL
             that fsspec knows, such as `abfss://`, `az://`, `s3://` or `https://`, of either. An archive at a URL is
             copied to a temporary folder first, which goes with the process. `str` or `Path`.
+        artifact: URI of the artifact of MLflow that was copied to this place, or None. It is what errors call it, and
+            times of the copy count for nothing.
 
     Attributes:
         place: What errors call it; without credentials.
@@ -40,11 +42,12 @@ class Store:
             holds links or names outside it; if a URL holds credentials or lacks its driver.
     """
 
-    def __init__(self, place):
+    def __init__(self, place, artifact=None):
         place = str(place)
         if not place:
             raise ValueError("expected a path or URL, got an empty text")
         self._url = place if is_url(place) else None
+        self._artifact = artifact
         try:
             self._find(place)
         except OSError as error:
@@ -63,7 +66,8 @@ class Store:
                 self._archive = copy_here(remote)
         else:
             path = os.path.abspath(local_path(place))
-            self.place, self.name = path, os.path.basename(path) or "photos"
+            self.place = self._artifact or path
+            self.name = os.path.basename(self.place.rstrip("/")) or "photos"
             if os.path.isdir(path):
                 self._files = _Folder(path)
             elif os.path.isfile(path):
@@ -88,6 +92,11 @@ class Store:
         """Whether files can only be read from the first to the last: one process then reads them for all others."""
         return self._files.is_stream
 
+    @property
+    def is_copy(self):
+        """Whether it is an archive that was copied here from a URL: each process of another machine does it anew."""
+        return bool(self._url and self._archive)
+
     def keep(self, is_wanted):
         """Leaves out of `names`, and so of `fingerprint` and `stamp`, what a function of a name says no to."""
         self.names = tuple(filter(is_wanted, self.names))
@@ -95,9 +104,11 @@ class Store:
     def fingerprint(self):
         """Returns a SHA-256 (hex) that differs where a file was changed, as far as sizes and times tell."""
         sha256 = hashlib.sha256()
-        if self._archive and not self._url:
+        if self._archive and not self._url and not self._artifact:
             sha256.update(str(os.stat(self._archive).st_mtime_ns).encode())
         stamp = self._files.stamp if isinstance(self._files, _Folder) else self._files.sizes.get
+        if self._artifact and isinstance(self._files, _Folder):
+            stamp = self._files.find_size
         for name in self.names:
             sha256.update(f"{name} {stamp(name)}\n".encode())
         return sha256.hexdigest()
@@ -183,10 +194,11 @@ def open_store(place, parameter):
     Raises:
         ValueError: If nothing is there, or what is there is not what `Store` takes.
     """
-    if not is_url(place):
+    artifact = place if is_artifact(place) else None
+    if artifact or not is_url(place):
         place = resolve_input(place, parameter)
     try:
-        return Store(place)
+        return Store(place, artifact)
     except ValueError as error:
         raise ValueError(f"{parameter}: {error}") from None
 
@@ -219,6 +231,10 @@ class _Folder:
     def stamp(self, name):
         """Returns size and time of the last change, or None if it is gone since it was listed."""
         return stamp_file(os.path.join(self._path, name))
+
+    def find_size(self, name):
+        """Returns the bytes of a file, or None if it is gone."""
+        return (self.stamp(name) or (None,))[0]
 
     def open(self, name):
         return open(os.path.join(self._path, name), "rb")

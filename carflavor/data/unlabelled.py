@@ -12,7 +12,7 @@ from carflavor.data.failures import UnreachableError
 from carflavor.data.layouts.columns import read_box
 from carflavor.data.layouts.dataset import is_photo, list_top, shorten
 from carflavor.data.layouts.tables import read_header, read_values
-from carflavor.data.locations import local_path, resolve_input
+from carflavor.data.locations import is_artifact, local_path, resolve_input
 from carflavor.data.sources import open_source
 from carflavor.data.stores import Store, open_store, read_file, stamp_file
 from carflavor.data.urls import is_url, normalise_url, shown
@@ -35,10 +35,10 @@ class LinkedFiles:
         place: As given.
         name: Its last part without an ending, see `Store`.
         names: Tuple of the names, each once.
-        is_stream: False, see `Store`.
+        is_stream, is_copy: False, see `Store`.
     """
 
-    is_stream = False
+    is_stream = is_copy = False
 
     def __init__(self, place, base, names):
         self.place = place
@@ -48,7 +48,8 @@ class LinkedFiles:
 
     def fingerprint(self):
         """Returns a SHA-256 (hex) that differs where a file of this machine was changed, as `Store` does."""
-        sha256 = hashlib.sha256(self._base.encode())
+        # Not of the base: that of an artifact is another folder each time.
+        sha256 = hashlib.sha256(self.place.encode())
         for name in self.names:
             sha256.update(f"{name} {self._stamp(name)}\n".encode())
         return sha256.hexdigest()
@@ -183,7 +184,8 @@ def _list_table(place):
         raise ValueError(f"{where}: expected at least one photo, got none")
     photos, boxes = zip(*rows, strict=True)
     _check_urls(photos, where)
-    return PhotoList(LinkedFiles(shown(place), base, photos), photos, boxes if has_boxes else None)
+    place = shown(place) if is_url(place) or is_artifact(place) else str(path)
+    return PhotoList(LinkedFiles(place, base, photos), photos, boxes if has_boxes else None)
 
 
 def _read_table(file, name):
