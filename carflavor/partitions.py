@@ -24,6 +24,8 @@ _FEWEST_PHOTOS, _MOST_PHOTOS, _PARTS = 512, 1024, 400
 # Photos that go through the network together, for each core: with more of them what a layer hands to the next no longer
 # fits into the core's cache. EfficientNet-Lite0 in bfloat16 takes 5.0 ms a photo with 8, 5.3 with 16, 5.4 with 32.
 _PHOTOS_A_CORE = 8
+# The engine, and what of a photo is too large.
+ANSWERS_DEPEND_ON = ("CARFLAVOR_ENGINE", "CARFLAVOR_ALLOW_FALLBACK", "CARFLAVOR_MAX_PHOTO_")
 _PHOTO = [("photo", pa.string())]
 _BOX = [(name, pa.int64()) for name in BOX_COLUMNS]
 _ANSWER = [
@@ -50,6 +52,8 @@ class Scoring:
         parts: Tuple of the packed names and boxes of each part. A task is sent all of it, and opens its own.
         top_k: Number of classes in `top_k`.
         min_prob: Probability under which the label is `unknown`.
+        environment: Tuple of names and values of the variables that change answers, those of `ANSWERS_DEPEND_ON`, where
+            the step runs: a session of Spark that was there already has workers with variables of their own.
     """
 
     folder: str
@@ -59,6 +63,7 @@ class Scoring:
     parts: tuple
     top_k: int
     min_prob: float
+    environment: tuple
 
     def find_shard(self, number):
         """Returns the `Path` of a part. What is there under this name is whole."""
@@ -79,7 +84,7 @@ class Scoring:
         """
         names, boxes = pickle.loads(zlib.decompress(self.parts[number]))
         cores = _count_cores()
-        classifier = _load_once(self.model, self.manifest_sha256, cores)
+        classifier = _load_once(self.model, self.manifest_sha256, cores, self.environment)
         answers = self._score(classifier, self.store.open(), names, boxes, _PHOTOS_A_CORE * cores)
         for row, name in enumerate(names):
             answers[row]["photo"] = name
@@ -143,8 +148,11 @@ def cut_parts(photos):
 
 
 @functools.lru_cache(1)
-def _load_once(model, manifest_sha256, threads):
+def _load_once(model, manifest_sha256, threads, environment):
     """Returns the `CarClassifier`: one a process, whatever number of parts it writes."""
+    for name in read_environment():
+        del os.environ[name]
+    os.environ.update(environment)
     # TensorFlow reads these once, and by itself takes all cores; OpenVINO is told.
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, str(threads))
@@ -152,6 +160,11 @@ def _load_once(model, manifest_sha256, threads):
         return carflavor.load_model(model, expected_sha256=manifest_sha256, threads=threads)
     except MlflowException as error:
         raise ValueError(error.message) from error
+
+
+def read_environment():
+    """Returns a dict of the variables that change answers."""
+    return {name: value for name, value in os.environ.items() if name.startswith(ANSWERS_DEPEND_ON)}
 
 
 def _count_cores():

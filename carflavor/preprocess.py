@@ -251,6 +251,16 @@ def _split(store, dataset, groups, seed):
 def _decode(config, store, dataset, build, spark):
     """Brings all photos into their pools."""
     splits = dataset.splits
+
+    def refuse(errors):
+        for error in errors:
+            place = f"{store.place}/{splits[error['split']][error['row']].place}"
+            raise ValueError(f"{place}: {error['error']}. Leave such photos out with skip_unreadable=true")
+
+    if not config.skip_unreadable:
+        # An earlier run may have left some out.
+        build.forget_errors()
+        refuse(entry for entry in build.done.values() if "error" in entry)
     tasks = [
         Task(split, row, photo)
         for split, photos in splits.items()
@@ -268,10 +278,8 @@ def _decode(config, store, dataset, build, spark):
         for entries in decoded:
             errors = [entry for entry in entries if "error" in entry]
             build.add([entry for entry in entries if config.skip_unreadable or "error" not in entry])
-            if errors and not config.skip_unreadable:
-                first = errors[0]
-                place = f"{store.place}/{splits[first['split']][first['row']].place}"
-                raise ValueError(f"{place}: {first['error']}. Leave such photos out with skip_unreadable=true")
+            if not config.skip_unreadable:
+                refuse(errors)
             progress.update(len(entries))
 
 

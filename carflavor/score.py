@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pyarrow.parquet as pq
+from mlflow.exceptions import MlflowException
 
 import carflavor
 from carflavor import report, tracking
@@ -26,7 +27,7 @@ from carflavor.data.unlabelled import list_photos
 from carflavor.flavor import copy_model, manifest_sha256, read_manifest
 from carflavor.limits import count_cores
 from carflavor.locking import lock, open_work_folder
-from carflavor.partitions import Scoring, cut_parts, name_part
+from carflavor.partitions import Scoring, cut_parts, name_part, read_environment
 from carflavor.progress import progress_bar
 from carflavor.scoring import UNKNOWN, check_parameters
 from carflavor.spark import check_master, check_visible, open_session
@@ -35,8 +36,6 @@ WORK_FOLDER = ".score"  # below `out`
 # As Spark and Hadoop mark a folder that is whole; readers of Parquet leave such names out. Theirs is empty.
 SUCCESS, _OURS = "_SUCCESS", "carflavor score\n"
 _PUBLISHING = "publishing"
-# What of the environment changes answers: the engine, and what of a photo is too large.
-_ANSWERS_DEPEND_ON = ("CARFLAVOR_ENGINE", "CARFLAVOR_ALLOW_FALLBACK", "CARFLAVOR_MAX_")
 PREDICTIONS_TAG = "carflavor.predictions"  # the folder with the predictions of a run
 _SHEET_PHOTOS = 24
 _ERRORS_LISTED = 100
@@ -137,18 +136,19 @@ def _write(config):
         "parts": sizes,
         "top_k": config.top_k,
         "min_prob": config.min_prob,
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(_ANSWERS_DEPEND_ON)},
+        "environment": read_environment(),
     }
     with lock(out / WORK_FOLDER / "lock", f"Another process writes predictions to {out}"):
         folder = open_work_folder(out / WORK_FOLDER, key, "The model, the photos")
         scoring = Scoring(
             folder=str(folder),
-            model=str(_bring_model(model, folder)),
+            model=str(_bring_model(model, folder, key["model"])),
             manifest_sha256=key["model"],
-            store=SentStore(photos.store, "photos"),
+            store=SentStore(photos.store, "photos", is_checked=bool(config.master)),
             parts=parts,
             top_k=config.top_k,
             min_prob=config.min_prob,
+            environment=tuple(key["environment"].items()),
         )
         seconds, made = _write_parts(config, scoring, photos, sizes, out)
         _publish(folder, out, len(sizes))
@@ -175,10 +175,14 @@ def _check_out(out):
         raise ValueError(f"out: expected an empty folder or one of an earlier score, got {others[0]} in {out}")
 
 
-def _bring_model(model, folder):
+def _bring_model(model, folder, digest):
     """Returns the `Path` of a copy of the model where all workers see it, as they must see this folder."""
     path = folder / "model"
-    if not path.is_dir():
+    try:
+        read_manifest(path, digest)
+    except MlflowException:
+        # None, or what was left of one where this folder could not be removed.
+        shutil.rmtree(path, ignore_errors=True)
         partial = folder / f"model{PARTIAL}"
         shutil.rmtree(partial, ignore_errors=True)
         copy_model(model, partial)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.util import find_spec
@@ -33,7 +34,10 @@ _SECONDS_BETWEEN_CANCELS = 1
 _SECONDS_UNTIL_SEEN = 90
 
 
-class TaskError(Exception):
+_opened = weakref.WeakSet()  # sessions that are not others'
+
+
+class TaskError(ValueError):
     """What a task raises for its user: a sentence that says all."""
 
 
@@ -82,6 +86,8 @@ def open_session(master, step):
     except Exception as error:
         reason = " ".join(str(error).split("\n")[:2])
         raise ValueError(f"master: no Spark session could be had from {master}: {reason}") from error
+    if master != "session":
+        _opened.add(session)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, handler)  # Spark has put its own in the place of the step's
     try:
@@ -166,8 +172,7 @@ def running_tasks(spark, function, count, seconds, find_missing):
             yield _look_until_done(job, seconds, find_missing)
         finally:
             if not job.done():
-                with contextlib.suppress(Exception):
-                    spark.sparkContext.setLogLevel("OFF")  # each task would complain
+                silence(spark)
                 _cancel_job(spark, tag, job)
 
 
@@ -186,6 +191,13 @@ def _look_until_done(job, seconds, find_missing):
             )
         time.sleep(seconds)
         yield
+
+
+def silence(spark):
+    """Has a session that is about to end log nothing more, for each task that is cancelled would complain."""
+    # Not one that others go on with.
+    if spark in _opened:
+        spark.sparkContext.setLogLevel("OFF")
 
 
 def settle_task():

@@ -13,7 +13,7 @@ import pytest
 from test_layouts import write_annotations, write_devkit
 
 import carflavor
-from carflavor.data import sample
+from carflavor.data import sample, stores
 from carflavor.data.drawing import draw_photo
 from carflavor.data.records import RecordFile
 from carflavor.image import encode_jpeg
@@ -222,6 +222,26 @@ def test_unreadable_photos_are_left_out_and_listed(tiny_sample, devkit, tmp_path
     assert "cars_test/&lt;i&gt;.jpg" in page
     assert "&lt;b&gt;Ram&lt;/b&gt; C/V" in page
     assert not re.search(r"<[ib]>", page)
+
+
+def test_what_an_earlier_run_left_out_is_not_left_out_by_the_next(devkit, tmp_path, monkeypatch):
+    photo, out = devkit / "cars_test" / "1.jpg", tmp_path / "out"
+    read_file = stores.read_file
+
+    def read(path):
+        if Path(path) == photo:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "read_file", read)
+        with pytest.raises(ValueError, match="unreadable"):
+            write(devkit, out, image_size=4, skip_unreadable=True, fail_on="unreadable", workers=1)
+        with pytest.raises(ValueError, match=f"{photo}: .*Permission denied.* skip_unreadable=true"):
+            write(devkit, out, image_size=4, workers=1)
+    write(devkit, out, image_size=4, workers=1)
+    write(devkit, tmp_path / "new", image_size=4)
+    assert digests(out) == digests(tmp_path / "new")
 
 
 def test_a_split_without_a_readable_photo_is_refused(devkit, tmp_path):

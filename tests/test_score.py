@@ -159,7 +159,7 @@ def test_two_workers_write_equal_rows_and_load_the_model_once_each(cars, expecte
         def publish(folder, out, count):
             nonlocal partitions_key
             # While the model's folder is there.
-            partitions_key = str(folder / "model"), carflavor.flavor.manifest_sha256(folder / "model"), 1
+            partitions_key = str(folder / "model"), carflavor.flavor.manifest_sha256(folder / "model"), 1, ()
             seen.extend(answer for _, answer in ask_workers(session, tell))
             publish_all(folder, out, count)
 
@@ -484,6 +484,8 @@ def test_a_part_that_was_lost_after_it_got_its_name_is_scored_again(few_cars, op
         out, _ = write(openvino_model, few_cars, tmp_path / "out", workers=1)
     assert names(out) == [WORK_FOLDER, SUCCESS, PARTS[0]]
     (out / PARTS[0]).unlink()
+    # Some of it could be.
+    next(out.glob(f"{WORK_FOLDER}/*/model/manifest.json")).unlink()
     out, summary = write(openvino_model, few_cars, out, workers=1)
     assert names(out) == [SUCCESS, PARTS[0]]
     assert (summary["photos"], read(out).num_rows) == (8, 8)
@@ -544,6 +546,29 @@ def test_limits_of_the_environment(few_cars, openvino_model, tmp_path, monkeypat
         f"expected a photo of at most 2,600 pixels, got one of {width} x {height}"
         for width, height in ((63, 42), (60, 45), (57, 48), (54, 51))
     ]
+
+
+def test_limits_of_the_environment_in_a_session_that_was_there_before(few_cars, openvino_model, tmp_path, monkeypatch):
+    with open_session("local[1]", "before"):
+        monkeypatch.setenv("CARFLAVOR_MAX_PHOTO_PIXELS", "2600")
+        out, summary = write(openvino_model, few_cars, tmp_path / "out", master="session")
+        assert summary["errors"] == 4
+        # And the other way round: the worker has it from the step before.
+        monkeypatch.delenv("CARFLAVOR_MAX_PHOTO_PIXELS")
+        assert write(openvino_model, few_cars, out, master="session")[1]["errors"] == 0
+
+
+def test_a_photo_that_goes_meanwhile_is_a_row_with_an_error(cars, openvino_model, tmp_path, monkeypatch):
+    def write_shard(self, number):
+        (folder / "0-00.png").unlink(missing_ok=True)
+        return written(self, number)
+
+    folder, written = tmp_path / "cars", partitions.Scoring.write_shard
+    shutil.copytree(cars / "camera 0" / "0", folder)
+    monkeypatch.setattr(partitions.Scoring, "write_shard", write_shard)
+    out, summary = write(openvino_model, folder, tmp_path / "out", workers=1)
+    assert (summary["photos"], summary["errors"]) == (54, 1)
+    assert read(out).to_pylist()[0]["error"] == "No such file or directory"
 
 
 def test_photos_that_are_too_large_are_not_kept_for_their_batch(few_cars, openvino_model, tmp_path, monkeypatch):

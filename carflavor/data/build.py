@@ -143,6 +143,14 @@ class Build:
             self._synchronising = [self._synchroniser.submit(pool.synchronise) for pool in self.pools.values()]
             self._unsynchronised = 0
 
+    def forget_errors(self):
+        """Has photos that could not be read be read again, where their pool is still open."""
+        self.done = {
+            (split, row): entry
+            for (split, row), entry in self.done.items()
+            if "error" not in entry or split not in self.pools
+        }
+
     def _wait_for_disk(self):
         for future in self._synchronising:
             future.result()  # or the error, which the system tells once

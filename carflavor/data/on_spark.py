@@ -45,16 +45,19 @@ class ShardWriter:
 
 
 class SentStore:
-    """A store on its way to a worker, which opens it once, whatever number of tasks it runs.
+    """A store on its way to a process that opens it once, whatever number of tasks it runs.
 
     Args:
         store: `carflavor.data.stores.Store`, or what pickles and has its `place` and `stamp`.
         parameter: What the user calls it.
+        is_checked: Whether a process looks, before it reads, if its files are what they were where it was sent from: a
+            worker of Spark may have come after `check_visible`.
     """
 
-    def __init__(self, store, parameter="source"):
+    def __init__(self, store, parameter="source", is_checked=True):
         self._pickled = pickle.dumps(store)
         self._parameter = parameter
+        self._is_checked = is_checked
         self._key = hashlib.sha256(self._pickled).hexdigest()
         self._place = store.place
         self._stamp = store.stamp()
@@ -65,14 +68,12 @@ class SentStore:
         Raises:
             TaskError: If its files are not here what they are where it was sent from.
         """
-        if problem := self.find_problem():
-            raise TaskError(problem)
         return _open_once(self)
 
     def find_problem(self):
         """Returns the sentence for files that are not on this machine what they are where it was sent from, or None."""
         try:
-            stamp = _open_once(self).stamp()
+            stamp = self.load().stamp()
             problem = None if stamp == self._stamp else "it does not see the same files there"
         except (ValueError, OSError) as error:
             problem = str(error)
@@ -80,6 +81,10 @@ class SentStore:
             f"{self._parameter}: expected a place that all workers of Spark see, got {self._place}; "
             f"worker {socket.gethostname()}: {problem}"
         )
+
+    def load(self):
+        """Returns the store, anew and unchecked."""
+        return pickle.loads(self._pickled)
 
     def __eq__(self, other):
         return self._key == other._key
@@ -90,7 +95,9 @@ class SentStore:
 
 @functools.lru_cache(1)
 def _open_once(sent):
-    return pickle.loads(sent._pickled)
+    if sent._is_checked and (problem := sent.find_problem()):
+        raise TaskError(problem)
+    return sent.load()
 
 
 def decode_on_spark(spark, tasks, store, build, margin):

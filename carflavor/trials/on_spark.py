@@ -28,7 +28,7 @@ from mlflow.pyspark.optuna.study import MlflowSparkStudy
 from optuna.distributions import CategoricalDistribution, IntDistribution, distribution_to_json
 from pyspark import TaskContext
 
-from carflavor.spark import open_session
+from carflavor.spark import open_session, silence
 from carflavor.trials.process import TrialFailed
 from carflavor.trials.runs import BEST_METRIC, FAILED, FAILURE_TAG, attempt, find_trial_runs, name_trial, read_trial
 from carflavor.trials.sampling import UntriedSampler
@@ -67,7 +67,7 @@ def search_on_spark(search, report, master, parallel):
                     _add_ended_trials(search, report)
                     report.refuse_failures()
             except BaseException:
-                spark.sparkContext.setLogLevel("OFF")  # each task would complain
+                silence(spark)
                 while not wait([searching], 1).done:
                     spark.sparkContext.cancelAllJobs()  # more than once: the job may not have begun
                 raise
