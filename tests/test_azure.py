@@ -912,5 +912,5 @@ def test_without_azures_packages_one_sentence_names_the_extra(packed_model, clea
     }
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout.splitlines()[-1:] == [
-        "Azure ML needs packages that are not here (No module named 'azure.core'): pip install carflavor[azure]"
+        "Azure ML needs packages that are not here (No module named 'azure.core'): pip install 'carflavor[azure]'"
     ], result.stderr

@@ -192,7 +192,7 @@ def test_without_azureml_mlflow_one_sentence_names_the_extra(azure, install, tmp
     assert (code, output.splitlines()[-1]) == (
         1,
         'RuntimeError: Failed to load the plugin "azureml": Azure ML needs packages that are not here '
-        "(No module named 'azureml'): pip install carflavor[azure]",
+        "(No module named 'azureml'): pip install 'carflavor[azure]'",
     )
 
 

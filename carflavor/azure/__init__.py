@@ -8,5 +8,5 @@
     rollout.py         target=azureml of the step deploy: create, update, status, rollback, delete
     target.py          the target `azureml` of `mlflow deployments`
 
-The first two import nothing of Azure; the others need `pip install carflavor[azure]`.
+The first two import nothing of Azure; the others need `pip install 'carflavor[azure]'`.
 """

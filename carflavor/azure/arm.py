@@ -12,7 +12,7 @@ try:
     from azure.core.rest import HttpRequest
     from azure.identity import DefaultAzureCredential
 except ImportError as error:
-    raise ImportError(f"Azure ML needs packages that are not here ({error}): pip install carflavor[azure]") from error
+    raise ImportError(f"Azure ML needs packages that are not here ({error}): pip install 'carflavor[azure]'") from error
 
 from carflavor.version import __version__
 

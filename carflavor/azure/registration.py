@@ -15,7 +15,7 @@ from mlflow.types import DataType, Schema
 try:
     import azureml.mlflow  # noqa: F401, by which MLflow reads and writes azureml://
 except ImportError as error:
-    raise ImportError(f"Azure ML needs packages that are not here ({error}): pip install carflavor[azure]") from error
+    raise ImportError(f"Azure ML needs packages that are not here ({error}): pip install 'carflavor[azure]'") from error
 
 from carflavor.azure.arm import print_call
 from carflavor.flavor import manifest_sha256

@@ -30,7 +30,7 @@ try:
     from azure.core.exceptions import AzureError, ResourceNotFoundError
     from azureml.mlflow.deploy import deployment_client, run_local
 except ImportError as error:
-    raise ImportError(f"Azure ML needs packages that are not here ({error}): pip install carflavor[azure]") from error
+    raise ImportError(f"Azure ML needs packages that are not here ({error}): pip install 'carflavor[azure]'") from error
 
 __all__ = ["AzureMLTarget", "run_local", "target_help"]
 
