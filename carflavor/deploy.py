@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shlex
 import signal
 import socket
@@ -22,11 +21,12 @@ import mlflow
 from carflavor import hosting, tracking
 from carflavor.data.example import example_photo
 from carflavor.data.locations import data_home, resolve_input, resolve_model, resolve_output
-from carflavor.package import MANIFEST_TAG
+from carflavor.package import MANIFEST_TAG, find_version
 from carflavor.scoring import BOX_COLUMNS
 
 TARGETS = ("local", "docker", "server", "azureml")
 ACTIONS = ("create", "update", "status", "rollback", "delete")
+_OF_AZURE = ("action", "config", "workspace", "traffic", "dry_run")
 _HOST = "127.0.0.1"
 _PROJECT = Path(__file__).parents[1]
 _SECONDS_TO_START = 180
@@ -83,18 +83,22 @@ def deploy(config):
         `azureml` see `carflavor.azure.rollout`.
 
     Raises:
-        ValueError: If the port is taken, the folder has other files, the image cannot be built, or the server does not
-            come up or answer; for `azureml` see `carflavor.azure.rollout`.
+        ValueError: If a parameter is not what is expected or belongs to another target, the port is taken, the folder
+            has other files, the image cannot be built, or the server does not come up or answer; for `azureml` see
+            `carflavor.azure.rollout`.
     """
     with tracking.step_run("deploy", config):
         if config.target == "azureml":
             return _deploy_to_azure(config)
-        if not config.model:
-            raise ValueError("Expected model, which is to be served. Received: model=''")
+        _check(config)
         if config.target == "server":
             _write_server_files(config)
             return None
-        if config.target == "docker" and not _build_image(config):
+        has_docker = config.target == "docker" and hosting.docker_answers()
+        if has_docker or config.target == "local":
+            # Before what may take minutes. A free one may be another one's by then.
+            _free_port(config.port)
+        if config.target == "docker" and not _build_image(config, has_docker):
             return None
         port = _free_port(config.port)
         url = f"http://{_HOST}:{port}"
@@ -115,6 +119,20 @@ def deploy(config):
                     server.wait()
                     raise ValueError(f"The server ended by itself with exit code {server.returncode}")
     return answer
+
+
+def _check(config):
+    for name in _OF_AZURE:
+        if (value := getattr(config, name)) != getattr(DeployConfig, name):
+            raise ValueError(
+                f"Expected {name} with target=azureml alone. Received: {name}={value!r}, target={config.target!r}"
+            )
+    if not config.model:
+        raise ValueError("Expected model, which is to be served. Received: model=''")
+    if config.target in ("docker", "server"):
+        hosting.check_name(config.name)
+    if config.target == "server":
+        hosting.check_port(config.port)
 
 
 def _deploy_to_azure(config):
@@ -138,21 +156,8 @@ def _free_port(port):
 
 def _find_digest(model):
     """Returns the SHA-256 that the registry knows of the manifest of a registered model; an empty text for others."""
-    registered = re.fullmatch(r"models:/([^/@]+)(?:/(\d+|latest)|@(.+))", model)
-    if registered is None:
-        return ""
-    name, version, alias = registered.groups()
-    client = mlflow.MlflowClient()
-    if alias:
-        found = client.get_model_version_by_alias(name, alias)
-    elif version == "latest":
-        versions = client.search_model_versions(f"name='{name}'")
-        if not versions:
-            raise ValueError(f"Expected a version of the model {name} in the registry, got none")
-        found = max(versions, key=lambda found: int(found.version))
-    else:
-        found = client.get_model_version(name, version)
-    return found.tags.get(MANIFEST_TAG, "")
+    version = find_version(model)
+    return version.tags.get(MANIFEST_TAG, "") if version else ""
 
 
 def _write_server_files(config):
@@ -161,11 +166,11 @@ def _write_server_files(config):
     print(f"Wrote {out}. INSTALL.md there says how to serve it with systemd and nginx", flush=True)
 
 
-def _build_image(config):
+def _build_image(config, has_docker):
     """Builds the image; says so and returns False where there is no engine to do it."""
     out, model, digest = _find_out(config), resolve_input(config.model, "model"), _find_digest(config.model)
     hosting.write_docker_context(model, out, config.name, digest)
-    if not hosting.docker_answers():
+    if not has_docker:
         line = f"docker build -t {config.name} {shlex.quote(str(out))}"
         print(f"No Docker engine answers here: wrote the build context alone. Where one runs:  {line}", flush=True)
         return False

@@ -33,6 +33,12 @@ def check_name(name):
         )
 
 
+def check_port(port):
+    """Raises a ValueError unless it is one that nginx can be told."""
+    if not port:
+        raise ValueError("Expected port to be a number that nginx can be told. Received: port=0")
+
+
 def write_docker_context(model, out, name, digest=""):
     """Writes the folder that an image is built from: `Dockerfile` and `model`.
 
@@ -71,8 +77,7 @@ def write_server_files(model, out, name, port, workers, digest=""):
         MlflowException: If the model is none of ours, or was changed.
     """
     check_name(name)
-    if not port:
-        raise ValueError("Expected port to be a number that nginx can be told. Received: port=0")
+    check_port(port)
     limits = asdict(read_limits(Limits)) | asdict(read_limits(ServerLimits))
     seconds_to_answer = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()
     flavor.read_manifest(model, digest or None)

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.utils.uri import get_databricks_profile_uri_from_artifact_uri
 
 import carflavor
 from carflavor import engines, flavor, report, tracking
@@ -123,6 +127,31 @@ def _register(uri, name, tags):
 
     source = RunsArtifactRepository.get_underlying_uri(uri)
     return create_version(mlflow.MlflowClient(), name, source, tags, run_id=uri.split("/")[1])
+
+
+def find_version(model):
+    """Returns the `ModelVersion` that a `models:/...` address means to MLflow, or None where it means none.
+
+    Args:
+        model: What a user names as model: a path, `runs:/...`, a logged model or a version of a registered one, by its
+            number, an alias, `latest` or a stage.
+
+    Raises:
+        ValueError: If it begins with `models:` and means nothing, or nothing that the registry has.
+    """
+    if not model.startswith("models:"):
+        return None
+    try:
+        # What MLflow downloads is what the first part says; the rest is a path in it.
+        place, inner = ModelsArtifactRepository.split_models_uri(model)
+        client = mlflow.MlflowClient(registry_uri=get_databricks_profile_uri_from_artifact_uri(place))
+        found = get_model_name_and_version(client, place)
+        version = client.get_model_version(*found) if len(found) == 2 else None  # else a logged model, by its id
+    except MlflowException as error:
+        raise ValueError(f"model: nothing could be read from {model}: {error.message}") from None
+    if inner:
+        raise ValueError(f"model: expected models:/<name>/<version> or models:/<name>@<alias>, got {model}")
+    return version
 
 
 def _check_names(config):
@@ -255,7 +284,7 @@ def _find_data(model):
     run_id = mlflow.models.get_model_info(resolve_model(model)).run_id
     address = None
     if run_id:
-        with contextlib.suppress(mlflow.MlflowException):
+        with contextlib.suppress(MlflowException):
             address = mlflow.get_run(run_id).data.tags.get(tracking.RECORDS_TAG)
     if not address:
         raise ValueError(
@@ -274,7 +303,7 @@ def _find_evaluation(source):
     if not model_id:
         return None
     # The model may come from another store, and the run may be deleted.
-    with contextlib.suppress(mlflow.MlflowException, OSError):
+    with contextlib.suppress(MlflowException, OSError):
         metrics = mlflow.get_logged_model(model_id).metrics or []
         measured = [metric for metric in metrics if metric.key.endswith("_top_1")]
         if measured:

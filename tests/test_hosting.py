@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -339,6 +340,17 @@ def test_docker_builds_runs_and_asks(store, openvino_model, docker, tmp_path, ca
     assert "A photo of Aurora Hatchback 2011 is answered with" in output
     with pytest.raises(OSError):
         request(f"http://127.0.0.1:{port}/health")
+
+
+def test_docker_with_a_port_that_is_taken_builds_nothing(store, docker, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=f"^Expected port {port} of 127.0.0.1 to be free"):
+            deploy(DeployConfig("models:/nothing/1", target="docker", port=port, out=str(tmp_path / "out")))
+    assert [words[0] for words in docker()] == ["version"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_docker_that_fails_to_build(store, openvino_model, docker, tmp_path, monkeypatch):

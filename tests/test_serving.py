@@ -171,10 +171,16 @@ def test_deploy_demands_the_manifest_that_the_registry_names(store, packed_model
         mlflow.log_artifacts(packed_model, "model")
     mlflow.register_model(f"runs:/{run.info.run_id}/model", "cars", tags={"carflavor_manifest_sha256": "0" * 64})
     store.set_registered_model_alias("cars", "champion", "1")
-    for model in ("models:/cars/1", "models:/cars/latest", "models:/cars@champion"):
-        assert _find_digest(model) == "0" * 64
+    # All that MLflow takes for this version.
+    for address in ("/1", "/1/", "/01", "/latest", "/Latest", "/None", "/none/", "@champion", "@champion/"):
+        assert _find_digest(f"models:/cars{address}") == "0" * 64, address
+    for address in ("/2", "/Production", "@other", "@champion/data", "/1/data"):
+        with pytest.raises(ValueError, match="^model: (nothing could be read from|expected) models:/"):
+            _find_digest(f"models:/cars{address}")
+    for model in (f"runs:/{run.info.run_id}/model", str(packed_model)):
+        assert _find_digest(model) == ""
     with pytest.raises(ValueError, match="The server ended with exit code 1 before it was healthy"):
-        deploy(DeployConfig(model, port=0, keep=False))
+        deploy(DeployConfig("models:/cars@champion", port=0, keep=False))
     assert "expected a manifest.json with the SHA-256 0000000000" in capfd.readouterr().err
     store.set_model_version_tag("cars", "1", "carflavor_manifest_sha256", flavor.manifest_sha256(packed_model))
     assert deploy(DeployConfig("models:/cars@champion", port=0, keep=False))["predictions"]
@@ -225,6 +231,26 @@ def test_deploy_refuses_a_port_that_is_taken(store, packed_model):
         port = other.getsockname()[1]
         with pytest.raises(ValueError, match=f"Expected port {port} of 127.0.0.1 to be free"):
             deploy(DeployConfig(str(packed_model), port=port))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dry_run": True}, "Expected dry_run with target=azureml alone. Received: dry_run=True, target='docker'"),
+        ({"action": "delete"}, "Expected action with target=azureml alone. Received: action='delete', target='docker'"),
+        ({"target": "local", "traffic": "100"}, "Received: traffic='100', target='local'"),
+        ({"target": "server", "workspace": "cars"}, "Received: workspace='cars', target='server'"),
+        ({"config": "cars.yaml"}, "Received: config='cars.yaml', target='docker'"),
+        ({"model": ""}, "Expected model, which is to be served. Received: model=''"),
+        ({"name": "Cars"}, "Received: name='Cars'"),
+        ({"target": "server", "name": "Cars"}, "Received: name='Cars'"),
+        ({"target": "server", "port": 0}, "Expected port to be a number that nginx can be told. Received: port=0"),
+    ],
+)
+def test_deploy_refuses_what_it_would_not_heed_before_it_looks_for_the_model(store, changes, message):
+    with pytest.raises(ValueError) as error:
+        deploy(DeployConfig(**{"model": "models:/nothing/1", "target": "docker", **changes}))
+    assert str(error.value).endswith(message)
 
 
 def test_deploy_says_when_the_server_does_not_come_up(store, tmp_path):
