@@ -1,5 +1,6 @@
 """Writes what a packed model is hosted with: a folder for Docker, or one for a server with systemd and nginx."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 import jinja2
 import yaml
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
+from packaging.requirements import InvalidRequirement, Requirement
 
 from carflavor import flavor
 from carflavor.limits import Limits, read_limits
@@ -40,7 +42,7 @@ def check_port(port):
 
 
 def write_docker_context(model, out, name, digest=""):
-    """Writes the folder that an image is built from: `Dockerfile` and `model`.
+    """Writes the folder that an image is built from: `Dockerfile`, `model` and the requirements.
 
     Args:
         model: `Path` of a model directory that carflavor wrote.
@@ -49,13 +51,15 @@ def write_docker_context(model, out, name, digest=""):
         digest: SHA-256 that the model's manifest must have, or an empty text.
 
     Raises:
-        ValueError: If there are other things in the folder, another process writes there, or the name is none.
+        ValueError: If there are other things in the folder, another process writes there, the name is none, or the
+            model wants to have installed what is no package of an index.
         MlflowException: If the model is none of ours, or was changed.
     """
     check_name(name)
     flavor.read_manifest(model, digest or None)
     facts = {"name": name, "python": _read_python(model), "run": shlex.join(docker_run(name, 8080))}
-    _write_folder(model, out, {"Dockerfile": _render("Dockerfile", facts)})
+    texts = {"Dockerfile": _render("Dockerfile", facts), "requirements.txt": _read_requirements(model)}
+    _write_folder(model, out, texts)
 
 
 def write_server_files(model, out, name, port, workers, digest=""):
@@ -66,14 +70,14 @@ def write_server_files(model, out, name, port, workers, digest=""):
     Args:
         model: `Path` of a model directory that carflavor wrote.
         out: `Path` of the folder to write; what an earlier call has left there is replaced.
-        name: Name of the service, for `check_name`; it will live in `/opt/<name>`.
+        name: Name of the service, for `check_name`; it will live in a folder for each model in `/opt/<name>`.
         port: Port on 127.0.0.1 that nginx asks.
         workers: Processes, each with the model.
         digest: SHA-256 that the model's manifest must have, or an empty text.
 
     Raises:
         ValueError: If there are other things in the folder, another process writes there, the name is none, a limit is
-            no number, or the port is 0.
+            no number, the port is 0, or the model wants to have installed what is no package of an index.
         MlflowException: If the model is none of ours, or was changed.
     """
     check_name(name)
@@ -81,13 +85,14 @@ def write_server_files(model, out, name, port, workers, digest=""):
     limits = asdict(read_limits(Limits)) | asdict(read_limits(ServerLimits))
     seconds_to_answer = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()
     flavor.read_manifest(model, digest or None)
+    digest = flavor.manifest_sha256(model)
     facts = {
         "name": name,
         "variable": name.replace("-", "_"),
-        "home": f"/opt/{name}",
+        "home": f"/opt/{name}/{digest[:12]}",
         "port": port,
         "workers": workers,
-        "digest": flavor.manifest_sha256(model),
+        "digest": digest,
         "limits": [(f"CARFLAVOR_MAX_{limit.upper()}", value) for limit, value in limits.items()]
         + [("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", seconds_to_answer)],
         "body_bytes": limits["body_bytes"],
@@ -97,10 +102,7 @@ def write_server_files(model, out, name, port, workers, digest=""):
     }
     names = {f"{name}.service": "server.service", f"{name}.conf": "nginx.conf", "INSTALL.md": "INSTALL.md"}
     texts = {name: _render(template, facts) for name, template in names.items()}
-    requirements = (model / "requirements.txt").read_text(encoding="utf-8")
-    # As in the Dockerfile: of MLflow, serving needs what mlflow-skinny has.
-    texts["requirements.txt"] = re.sub(r"^mlflow==", "mlflow-skinny==", requirements, flags=re.MULTILINE)
-    _write_folder(model, out, texts)
+    _write_folder(model, out, {**texts, "requirements.txt": _read_requirements(model)})
 
 
 def docker_answers():
@@ -133,7 +135,36 @@ def docker_run(name, port):
 
 def _read_python(model):
     """Returns the version of Python that a model was packed with, such as 3.11."""
-    return yaml.safe_load((model / "python_env.yaml").read_text(encoding="utf-8"))["python"]
+    python = yaml.safe_load((model / "python_env.yaml").read_text(encoding="utf-8"))["python"]
+    # Under no digest, and a line break would be a command of the Dockerfile.
+    if not isinstance(python, str) or not re.fullmatch(r"[0-9]+\.[0-9]+", python):
+        raise ValueError(f"python_env.yaml of the model: expected a version of Python as 3.11, got {python!r}")
+    return python
+
+
+def _read_requirements(model):
+    """Returns what serving needs, as text for pip.
+
+    The requirements are under no digest, for MLflow rewrites them. Packages come from the index that is asked, under
+    their names: an address, another index or a path would have code from anywhere installed, in part as root.
+    """
+    requirements = []
+    for number, line in enumerate((model / "requirements.txt").read_text(encoding="utf-8").splitlines(), 1):
+        if not (text := re.sub(r"(^|\s)#.*", "", line).strip()):
+            continue
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            requirement = None
+        if requirement is None or requirement.url:
+            raise ValueError(
+                "requirements.txt of the model: expected packages as name==version, without addresses, options and "
+                f"paths, got line {number}: {line!r}"
+            )
+        if requirement.name == "mlflow":
+            requirement.name = "mlflow-skinny"  # the rest of MLflow is trackers, databases and plots
+        requirements.append(f"{requirement}\n")
+    return "".join(requirements)
 
 
 def _render(template, facts):
@@ -141,11 +172,17 @@ def _render(template, facts):
 
 
 def _write_folder(model, out, texts):
-    """Writes a copy of a model and texts by their names; when all are there they take the place of what `out` had."""
-    names, work = {"model", *texts}, out / _WORK_FOLDER
-    for path in sorted(out.iterdir()) if out.is_dir() else ():
-        if path.name not in (*names, _WORK_FOLDER):
-            raise ValueError(f"out: expected an empty folder, or one of an earlier deploy, got {out} with {path.name}")
+    """Writes a copy of a model and texts by their names; when all are there they take the place of what `out` had.
+
+    The first line of the first text is how a folder of an earlier call is known.
+    """
+    names, work = [*texts, "model"], out / _WORK_FOLDER
+    found = sorted(path.name for path in out.iterdir() if path.name != _WORK_FOLDER) if out.is_dir() else []
+    others = [name for name in found if name not in names]
+    if others or (found and not _begins_alike(out / names[0], texts[names[0]])):
+        raise ValueError(
+            f"out: expected an empty folder, or one of an earlier deploy, got {out} with {(others or found)[0]}"
+        )
     with lock(work / "lock", f"Another process writes {out}"):
         try:
             folder = work / "new"
@@ -156,13 +193,19 @@ def _write_folder(model, out, texts):
             for path in folder.rglob("*"):
                 # What MLflow downloads may be its owner's alone; the server is another user.
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            for name in sorted(names):
+            for name in names:
                 if (out / name).is_dir():
                     shutil.rmtree(out / name)
                 os.replace(folder / name, out / name)
         finally:
             # A network drive keeps the lock, which is open, and so its folder.
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _begins_alike(path, text):
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.readline() == text.encode().splitlines(keepends=True)[0]
+    return False
 
 
 _ENVIRONMENT = jinja2.Environment(

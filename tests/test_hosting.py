@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 
 import mlflow
 import pytest
@@ -77,14 +78,16 @@ def test_files_for_a_server(store, openvino_model, written, capsys):
     ]
     assert (written / "model" / "manifest.json").read_bytes() == (openvino_model / "manifest.json").read_bytes()
     unit = (written / "cars.service").read_text().splitlines()
+    digest = flavor.manifest_sha256(openvino_model)
+    home = f"/opt/cars/{digest[:12]}"
     assert (
-        "ExecStart=/opt/cars/venv/bin/python -m carflavor.server --model /opt/cars/model --host 127.0.0.1 --port 5055 "
+        f"ExecStart={home}/venv/bin/python -m carflavor.server --model {home}/model --host 127.0.0.1 --port 5055 "
         "--workers 2"
     ) in unit
     assert [line for line in unit if line.startswith("Environment=")] == [
-        "Environment=PYTHONPATH=/opt/cars/model/code PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 "
+        f"Environment=PYTHONPATH={home}/model/code PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 "
         "HOME=/tmp",
-        f"Environment=CARFLAVOR_EXPECTED_SHA256={flavor.manifest_sha256(openvino_model)}",
+        f"Environment=CARFLAVOR_EXPECTED_SHA256={digest}",
         "Environment=CARFLAVOR_MAX_PHOTO_BYTES=16000000",
         "Environment=CARFLAVOR_MAX_PHOTO_PIXELS=25000000",
         "Environment=CARFLAVOR_MAX_ROWS=16",
@@ -98,11 +101,70 @@ def test_files_for_a_server(store, openvino_model, written, capsys):
     for line in ("client_max_body_size 60000;", "client_body_timeout 30s;", "proxy_read_timeout 65s;"):
         assert f"    {line}\n" in site
     assert "server 127.0.0.1:5055 max_fails=0;" in site
-    assert "sudo python3.11 -m venv /opt/cars/venv\n" in (written / "INSTALL.md").read_text()
+    assert f"sudo python3.11 -m venv {home}/venv\n" in (written / "INSTALL.md").read_text()
     requirements = (written / "requirements.txt").read_text()
     assert f"mlflow-skinny=={mlflow.__version__}\n" in requirements and "\nmlflow==" not in f"\n{requirements}"
     (run,) = store.search_runs(["0"])
     assert run.info.status == "FINISHED"
+
+
+STAND_INS = {
+    "sudo": 'exec "$@"',
+    "python3.11": "mkdir -p $3/bin && cp $PIP $3/bin/pip",
+    "pip": "exit ${PIP_FAILS:-0}",
+    "systemctl": 'echo "$@" >> $ASKED',
+    "nginx": "",
+    "curl": "",
+}
+
+
+@pytest.fixture
+def run_install(tmp_path):
+    """Runs blocks of commands of INSTALL.md, in a folder in place of `/`; returns what systemctl was asked."""
+    for name, script in STAND_INS.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+    for folder in ("opt", "etc/systemd/system", "etc/nginx/conf.d"):
+        (tmp_path / "root" / folder).mkdir(parents=True)
+    environment = {
+        "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
+        "PIP": f"{tmp_path}/bin/pip",
+        "ASKED": f"{tmp_path}/asked",
+    }
+
+    def run(folder, blocks, **variables):
+        commands = re.findall(r"```bash\n(.*?)```", (folder / "INSTALL.md").read_text(), re.DOTALL)[blocks]
+        text = re.sub(r"(?<= )/(opt|etc)/", rf"{tmp_path}/root/\1/", "".join(commands))
+        (tmp_path / "asked").write_text("")
+        subprocess.run(["bash", "-c", text], cwd=folder, env=environment | variables, timeout=60)
+        return (tmp_path / "asked").read_text().splitlines()
+
+    return run
+
+
+def test_a_new_model_is_installed_beside_the_one_that_serves(
+    store, openvino_model, packed_model, tmp_path, run_install
+):
+    out, etc, opt = tmp_path / "out", tmp_path / "root" / "etc", tmp_path / "root" / "opt" / "cars"
+    first, second = (flavor.manifest_sha256(model)[:12] for model in (openvino_model, packed_model))
+    started = ["daemon-reload", "enable cars", "restart cars"]
+    assert run_install(write_server(openvino_model, out), slice(0, 2)) == [*started, "reload nginx"]
+    unit, site = etc / "systemd" / "system" / "cars.service", etc / "nginx" / "conf.d" / "cars.conf"
+    assert f"--model /opt/cars/{first}/model " in unit.read_text()
+    assert (opt / first / "model" / "MLmodel").is_file() and (opt / first / "venv" / "bin").is_dir()
+    site.write_text(site.read_text().replace("server_name _;", "server_name cars.example;"))
+    # The packages cannot be had: all is as it was.
+    assert run_install(write_server(packed_model, out), slice(0, 1), PIP_FAILS="1") == []
+    assert f"--model /opt/cars/{first}/model " in unit.read_text()
+    with open(opt / first / "model" / "engine" / "network.bin") as weights:
+        assert run_install(out, slice(0, 1)) == started
+        assert f"--model /opt/cars/{second}/model " in unit.read_text()
+        assert "server_name cars.example;" in site.read_text() and os.fstat(weights.fileno()).st_nlink == 1
+        # The same model with other limits: what a server has open is not written over.
+        assert run_install(write_server(openvino_model, out), slice(0, 1)) == started
+        assert os.fstat(weights.fileno()).st_nlink == 0
 
 
 def test_another_user_can_read_what_was_written(openvino_model, store, tmp_path):
@@ -118,8 +180,9 @@ def test_another_user_can_read_what_was_written(openvino_model, store, tmp_path)
 def test_systemd_takes_the_unit(written, tmp_path):
     text = (written / "cars.service").read_text()
     # It looks for the program.
-    (tmp_path / "opt" / "venv" / "bin").mkdir(parents=True)
-    (tmp_path / "opt" / "venv" / "bin" / "python").symlink_to(sys.executable)
+    program = tmp_path / re.search("ExecStart=/(opt/.*?/python) ", text)[1].replace("opt/cars", "opt")
+    program.parent.mkdir(parents=True)
+    program.symlink_to(sys.executable)
     unit = tmp_path / "cars.service"
     unit.write_text(text.replace("/opt/cars", str(tmp_path / "opt")))
     assert run_systemd_analyze("verify", "--man=no", str(unit)) == (0, "")
@@ -225,6 +288,41 @@ def test_a_folder_is_written_anew_and_others_are_left_alone(store, openvino_mode
     assert (out / "model" / "engine" / "network.xml").is_file()
 
 
+@pytest.mark.parametrize("write", [write_docker_context, partial(write_server_files, port=5055, workers=1)])
+def test_what_is_called_like_ours_and_is_another_hand_s_is_left_alone(openvino_model, tmp_path, write):
+    out = tmp_path / "out"
+    (out / "model").mkdir(parents=True)
+    (out / "model" / "weights.bin").write_text("mine")
+    message = f"^out: expected an empty folder, or one of an earlier deploy, got {out} with "
+    with pytest.raises(ValueError, match=f"{message}model$"):
+        write(openvino_model, out, "cars")
+    for name in ("Dockerfile", "cars.service", "requirements.txt"):
+        (out / name).write_text("FROM scratch\n")
+        with pytest.raises(ValueError, match=message):
+            write(openvino_model, out, "cars")
+        assert (out / name).read_text() == "FROM scratch\n"
+        (out / name).unlink()
+    assert (out / "model" / "weights.bin").read_text() == "mine"
+
+
+@pytest.mark.parametrize("write", [write_docker_context, partial(write_server_files, port=5055, workers=1)])
+def test_a_deploy_that_was_killed_has_another_one_go_on(openvino_model, tmp_path, monkeypatch, write):
+    replace, moved = os.replace, []
+
+    def be_killed(source, target):
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", be_killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(openvino_model, tmp_path / "out", "cars")
+    monkeypatch.setattr(os, "replace", replace)
+    write(openvino_model, tmp_path / "out", "cars")
+    assert (tmp_path / "out" / "model" / "MLmodel").is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -274,8 +372,64 @@ def test_docker_without_an_engine(store, openvino_model, tmp_path, monkeypatch, 
         "No Docker engine answers here: wrote the build context alone. Where one runs:  "
         f"docker build -t cars {context}\n"
     )
-    assert sorted(path.name for path in context.iterdir()) == ["Dockerfile", "model"]
+    assert sorted(path.name for path in context.iterdir()) == ["Dockerfile", "model", "requirements.txt"]
     assert flavor.read_manifest(context / "model")["engine"]["name"] == "openvino"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cars @ https://example.com/cars-1.0-py3-none-any.whl",
+        "https://example.com/cars.zip",
+        "git+https://example.com/cars",
+        "--index-url https://example.com/simple",
+        "-r others.txt",
+        "-e .",
+        "./cars",
+        "model/code",
+        "numpy==2.2.0 --hash=sha256:00",
+        "numpy==2.2.0 \\",
+        "numpy==${VERSION}",
+        "numpy=2",
+    ],
+)
+def test_what_is_installed_are_packages_of_an_index(openvino_model, tmp_path, line):
+    """requirements.txt is under no digest: who may write where models lie may write there."""
+    model = tmp_path / "model"
+    shutil.copytree(openvino_model, model)
+    number = len((model / "requirements.txt").read_text().splitlines()) + 1
+    with open(model / "requirements.txt", "a") as file:
+        file.write(f"\n{line}\n")
+    for write in (write_docker_context, partial(write_server_files, port=5055, workers=1)):
+        with pytest.raises(ValueError) as error:
+            write(model, tmp_path / "out", "cars")
+        assert str(error.value).startswith("requirements.txt of the model: expected packages as name==version, ")
+        assert f"got line {number}: " in str(error.value) and repr(line) in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_requirements_of_a_user_s_own_are_written(openvino_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(openvino_model, model)
+    (model / "requirements.txt").write_text(
+        "# mine\nmlflow==3.15.0\n\npillow-heif>=1.8.1,<2  # HEIC\nuvicorn[standard]\nnumpy==2.2.0; python_version < '4'"
+    )
+    write_docker_context(model, tmp_path / "out", "cars")
+    assert (tmp_path / "out" / "requirements.txt").read_text() == (
+        'mlflow-skinny==3.15.0\npillow-heif<2,>=1.8.1\nuvicorn[standard]\nnumpy==2.2.0; python_version < "4"\n'
+    )
+
+
+@pytest.mark.parametrize(
+    "python", ["'3.11-slim AS packages\\nRUN curl example.com'", "3", "[3.11]", "'3.11\n\n'", "''"]
+)
+def test_what_is_no_python_is_not_written(openvino_model, tmp_path, python):
+    model = tmp_path / "model"
+    shutil.copytree(openvino_model, model)
+    (model / "python_env.yaml").write_text(f"python: {python}\n".replace("'3.11-", '"3.11-').replace("com'", 'com"'))
+    with pytest.raises(ValueError, match=r"^python_env.yaml of the model: expected a version of Python as 3.11, got "):
+        write_docker_context(model, tmp_path / "out", "cars")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_image_has_the_python_of_the_model(openvino_model, tmp_path):
