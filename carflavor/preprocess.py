@@ -16,7 +16,7 @@ from carflavor.data.audit import count_findings, find_all, parse_fail_on, say_co
 from carflavor.data.build import Build
 from carflavor.data.decoding import Task, decode_photos
 from carflavor.data.locations import data_home, resolve_input, resolve_output
-from carflavor.data.on_spark import SentStore, decode_on_spark
+from carflavor.data.on_spark import SentStore, decode_on_spark, refuse_copy
 from carflavor.data.sources import default_out, name_source, open_source
 from carflavor.data.splitting import choose_validation
 from carflavor.data.thumbnails import read_thumbnails
@@ -155,6 +155,7 @@ def _write(config):
             f"source: expected photos that workers of Spark can read at any place, got {store.place}, which can "
             f"only be read from its start to its end; unpack it, or pack it anew as .tar or .zip"
         )
+    refuse_copy(store, config.master)
     dataset = layouts.read_dataset(store, config.layout)
     for warning in dataset.warnings:
         _logger.warning("%s", warning)

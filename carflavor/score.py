@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 import carflavor
 from carflavor import report, tracking
 from carflavor.data.locations import resolve_input, resolve_output
-from carflavor.data.on_spark import SentStore
+from carflavor.data.on_spark import SentStore, refuse_copy
 from carflavor.data.processes import map_in_processes
 from carflavor.data.shards import PARTIAL
 from carflavor.data.shards_on_spark import write_shards_on_spark
@@ -126,6 +126,7 @@ def _write(config):
     model = resolve_input(config.model, "model")
     read_manifest(model)
     photos = list_photos(config.photos)
+    refuse_copy(photos.store, config.master, "photos")
     out = out or default_out("predictions", config.photos, photos.store)
     _check_out(out)
     parts, sizes = cut_parts(photos)

@@ -10,6 +10,7 @@ import time
 
 import cv2
 import pytest
+from servers import web_server
 from test_interruption import journal_lines
 from test_preprocess import ROOT, digests, draw, names, write, write_drawing
 
@@ -245,6 +246,13 @@ def test_archives(few_cars, few_expected, local_session, tmp_path):
     with pytest.raises(ValueError, match=f"got {archive}, which can only be read from its start .* pack it anew as"):
         write(archive, tmp_path / "tgz", master="local[2]")
     assert not (tmp_path / "tgz").exists()
+
+
+def test_an_archive_that_every_worker_would_fetch_is_refused(few_cars, tmp_path):
+    shutil.make_archive(tmp_path / "cars", "zip", few_cars)
+    with web_server(tmp_path) as url:
+        with pytest.raises(ValueError, match=f"got {url}/cars.zip, an archive at a URL, which each of them would copy"):
+            write(f"{url}/cars.zip", tmp_path / "out", master="spark://nowhere:7077")
 
 
 def test_a_disk_that_takes_nothing_is_told_in_a_sentence(few_cars, local_session):

@@ -711,14 +711,22 @@ def test_a_step_goes_on_when_the_place_can_be_reached_again(unsteady, container,
     assert write_records(config)[1]["skipped"] == 0
 
 
-@pytest.mark.parametrize("status", [403, 404])
-def test_a_photo_that_is_missing_or_forbidden_is_asked_for_once(unsteady, status):
+def test_a_photo_that_is_missing_is_asked_for_once(unsteady):
     url, answers = unsteady
     store = Store(url)
-    answers["1.jpg"] = [status]
+    answers["1.jpg"] = [404]
     found = dict(store.read_many(store.names))
     assert isinstance(found["1.jpg"], OSError) and not isinstance(found["1.jpg"], UnreachableError)
     assert (found["2.jpg"], Unsteady.asked.count("1.jpg")) == (b"2", 1)
+
+
+def test_credentials_that_end_do_not_make_broken_photos_of_the_rest(unsteady):
+    url, answers = unsteady
+    store = Store(url)
+    answers["1.jpg"] = [403]
+    with pytest.raises(UnreachableError, match=f"^{url}/1.jpg cannot be read for now: .*; the same command goes on"):
+        dict(store.read_many(store.names))
+    assert Unsteady.asked.count("1.jpg") == 1
 
 
 def test_what_is_not_on_azure(container):

@@ -10,6 +10,7 @@ import pickle
 import socket
 import zlib
 
+from carflavor.data.failures import UnreachableError
 from carflavor.data.shards import PARTIAL, cut_shards, read_entries, write_shard
 from carflavor.spark import TaskError, running_tasks, settle_task
 
@@ -39,9 +40,24 @@ class ShardWriter:
         store = self._store.open()
         try:
             write_shard(self._folder, shard, tasks, store, *self._form)
+        except UnreachableError as error:
+            raise TaskError(str(error)) from error
         except OSError as error:
             raise TaskError(f"worker {socket.gethostname()}: {self._folder}: {error.strerror or error}") from error
         return shard.name
+
+
+def refuse_copy(store, master, parameter="source"):
+    """Refuses an archive at a URL for workers of other machines, which would each copy it once for every process.
+
+    Raises:
+        ValueError: As said.
+    """
+    if master and not master.startswith("local") and store.is_copy:
+        raise ValueError(
+            f"{parameter}: expected photos that workers of Spark can read where they are, got {store.place}, an "
+            f"archive at a URL, which each of them would copy: unpack it there, or copy it to a drive that all see"
+        )
 
 
 class SentStore:

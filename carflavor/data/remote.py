@@ -29,6 +29,7 @@ _BYTES_AHEAD = 128_000_000
 _PAUSES = (1, 4)
 _FAULTS_OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 _TIMEOUT, _TOO_MANY_REQUESTS = 408, 429
+_FORBIDDEN = (401, 403)
 # For one large file. adlfs would take 128, and its SDK keeps 4 MB of each in memory.
 _AZURE_CONNECTIONS = 8
 # Who is sent a login or AZURE_STORAGE_SAS_TOKEN: Azure's clouds, its accounts in DNS zones, and OneLake.
@@ -233,7 +234,11 @@ def _ask(what, function):
     try:
         return _try_again(function, _PAUSES)
     except Exception as error:
-        raise _plain(what, error) if _is_of_the_file(error) else unreachable(what, _reason(error)) from None
+        # Forbidden in a place that has been listed: a token that has expired, and forbids all that is to come.
+        is_forbidden = isinstance(error, PermissionError) or _find_status(error) in _FORBIDDEN
+        if _is_of_the_file(error) and not is_forbidden:
+            raise _plain(what, error) from None
+        raise unreachable(what, _reason(error)) from None
 
 
 def _try_again(function, pauses):

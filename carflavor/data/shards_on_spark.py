@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from carflavor.spark import running_tasks, settle_task
+from carflavor.data.failures import UnreachableError
+from carflavor.spark import TaskError, running_tasks, settle_task
 
 _SECONDS_BETWEEN_LOOKS = 1
 
@@ -36,5 +37,8 @@ def write_shards_on_spark(spark, work, numbers, on_shards):
 
 def _write_shard(work, numbers, place):
     settle_task()
-    work.write_shard(numbers[place])
+    try:
+        work.write_shard(numbers[place])
+    except UnreachableError as error:
+        raise TaskError(str(error)) from error
     return str(numbers[place])
