@@ -29,6 +29,7 @@ from carflavor.preprocess import open_split
 PRECISIONS = ("auto", *engines.PRECISIONS)
 # Of a registered version: what loading it may demand. Without a dot, which Unity Catalog refuses in names of tags.
 MANIFEST_TAG = "carflavor_manifest_sha256"
+_SOURCE_TAG = "carflavor.source_model"  # of a run of this step: MLflow's id of the model that it packed
 _ALIAS = re.compile(r"[A-Za-z][\w-]{0,254}")
 
 _logger = logging.getLogger(__name__)
@@ -74,9 +75,10 @@ def package(config):
     """
     with tracking.step_run("package", config), tempfile.TemporaryDirectory() as folder:
         _check_names(config)
+        source_version = find_version(config.model)
         source = resolve_input(config.model, "model")
         if config.engine == "openvino":
-            path = _pack(config, source, Path(folder))
+            path = _pack(config, source, source_version, Path(folder))
         elif flavor.read_manifest(source)["engine"]["name"] != config.engine:
             path = _save(CarModel(config.model, source, None, engine="keras"), Path(folder) / config.engine)
         else:
@@ -87,7 +89,10 @@ def package(config):
         carflavor.load_model(path).predict([photo], [box])
         digest = flavor.manifest_sha256(path)
         tags = {MANIFEST_TAG: digest}
-        card = write_card(path, config.register_as, config.alias, config.licence, _find_evaluation(source))
+        if model_id := _find_model_id(source, source_version):
+            mlflow.set_tag(_SOURCE_TAG, model_id)
+        evaluation = _find_evaluation(source_version, model_id)
+        card = write_card(path, config.register_as, config.alias, config.licence, evaluation)
         if mlflow.get_registry_uri().startswith("azureml:"):
             path, tags = _prepare_for_azure(path, Path(folder) / "azure")
         # The registry refers to a place that lasts, where the model lies with its card. As str: azureml-mlflow takes no
@@ -165,10 +170,10 @@ def _check_names(config):
     engines.check(config.engine, "float32" if config.precision == "auto" else config.precision)
 
 
-def _pack(config, source, folder):
+def _pack(config, source, version, folder):
     """Writes the model anew with OpenVINO and how it compares with Keras; returns the path."""
     model = CarModel(config.model, source, None, engine="keras")
-    data = _find_data(config.model) if config.data == "auto" else config.data
+    data = _find_data(config.model, version) if config.data == "auto" else config.data
     with contextlib.ExitStack() as stack:
         splits = ("train", "validation") if config.precision == "int8" else ("validation",)
         files = {split: stack.enter_context(open_split(data, split)) for split in splits}
@@ -279,34 +284,67 @@ def _choose_photos(training, crops, model):
     return [squash(training.images(crops[turn % len(crops)])[row], size) for turn, row in enumerate(rows)]
 
 
-def _find_data(model):
-    """Returns the address of the record files that the run of a model names."""
-    run_id = mlflow.models.get_model_info(resolve_model(model)).run_id
-    address = None
-    if run_id:
-        with contextlib.suppress(MlflowException):
-            address = mlflow.get_run(run_id).data.tags.get(tracking.RECORDS_TAG)
-    if not address:
-        raise ValueError(
-            "data: expected the folder with validation.h5, on which OpenVINO is compared with Keras; "
-            "the run of this model names none"
-        )
-    return address
+def _find_data(model, version):
+    """Returns the address of the record files that a model's run names: of `train`, or of what packed a version."""
+    run_ids = [mlflow.models.get_model_info(resolve_model(model)).run_id, version and version.run_id]
+    for run_id in filter(None, run_ids):
+        with _warning_of(f"the run {run_id} of the model"):
+            if address := mlflow.get_run(run_id).data.tags.get(tracking.RECORDS_TAG):
+                return address
+    raise ValueError(
+        "data: expected the folder with validation.h5, on which OpenVINO is compared with Keras; "
+        "the run of this model names none"
+    )
 
 
-def _find_evaluation(source):
-    """Returns what the newest `evaluate` of a logged model has found, its `evaluation.json` with the id of the run.
+def _find_model_id(source, version):
+    """Returns MLflow's id of the logged model that a model is or was packed from; an empty text if it is not known."""
+    if model_id := Model.load(source).model_id:
+        return model_id
+    # What was packed anew has none; the run that has packed it knows of which.
+    if version and version.run_id:
+        with _warning_of(f"the run {version.run_id} of the model"):
+            return mlflow.get_run(version.run_id).data.tags.get(_SOURCE_TAG, "")
+    return ""
+
+
+def _find_evaluation(version, model_id):
+    """Returns what the newest evaluation of a model has found, its `evaluation.json` with the id of the run.
 
     None where the store knows of none.
     """
-    model_id = Model.load(source).model_id
-    if not model_id:
-        return None
-    # The model may come from another store, and the run may be deleted.
-    with contextlib.suppress(MlflowException, OSError):
-        metrics = mlflow.get_logged_model(model_id).metrics or []
-        measured = [metric for metric in metrics if metric.key.endswith("_top_1")]
-        if measured:
-            run_id = max(measured, key=lambda metric: metric.timestamp).run_id
+    measured = {}  # id of run -> when
+    if version:
+        with _warning_of(f"the evaluations of models:/{version.name}/{version.version}"):
+            measured |= _find_evaluations(version)
+    if model_id:
+        # The model may come from another store.
+        with _warning_of(f"the evaluations of the model {model_id}"):
+            for metric in mlflow.get_logged_model(model_id).metrics or []:
+                if metric.key.endswith("_top_1"):
+                    measured[metric.run_id] = max(metric.timestamp, measured.get(metric.run_id, 0))
+    for run_id in sorted(measured, key=measured.get, reverse=True):
+        # The run may have failed before it wrote it.
+        with _warning_of(f"evaluation.json of the run {run_id}"):
             return {**mlflow.artifacts.load_dict(f"runs:/{run_id}/evaluation.json"), "run": run_id}
     return None
+
+
+def _find_evaluations(version):
+    """Returns when each run has measured a version by its number, in the experiments that are at hand."""
+    experiments = {mlflow.active_run().info.experiment_id}
+    if version.run_id:
+        experiments.add(mlflow.get_run(version.run_id).info.experiment_id)
+    named = f"tags.`{tracking.MODEL_TAG}` = 'models:/{version.name}/{version.version}'"
+    runs = mlflow.MlflowClient().search_runs(list(experiments), named)
+    steps = ("evaluate", "promote")
+    return {run.info.run_id: run.info.start_time for run in runs if run.data.tags.get(tracking.STEP_TAG) in steps}
+
+
+@contextlib.contextmanager
+def _warning_of(what):
+    """Goes on where the store cannot be asked, and says so."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        _logger.warning("Nothing could be read of %s: %s", what, str(error).partition("\n")[0])

@@ -83,6 +83,42 @@ def test_package_writes_a_card_of_what_evaluate_has_found(store, logged_model, d
     assert not list(Path(mlflow.artifacts.download_artifacts(logged_model)).glob("README.md"))
 
 
+def test_package_tells_of_the_newest_evaluation_that_can_be_read(store, logged_model, data, caplog):
+    write_split(data / "test.h5", [0, 1, 2] * 7)
+    for _ in range(2):
+        evaluate(EvaluateConfig(logged_model, str(data)))
+    newest, older = (run.info for run in store.search_runs(["0"], "tags.`carflavor.step` = 'evaluate'"))
+    (Path(newest.artifact_uri) / "evaluation.json").unlink()
+    package(PackageConfig(logged_model, register_as="cars", engine="keras"))
+    assert f"on 21 test photos of colours, run `{older.run_id}`" in store.get_model_version("cars", "1").description
+    assert f"Nothing could be read of evaluation.json of the run {newest.run_id}: " in caplog.text
+    (Path(older.artifact_uri) / "evaluation.json").unlink()
+    package(PackageConfig(logged_model, register_as="cars", engine="keras"))
+    assert "It was not measured on test photos" in store.get_model_version("cars", "2").description
+
+
+def test_a_version_is_packed_anew_with_the_records_and_evaluations_that_are_known_of_it(
+    store, logged_model, data, caplog
+):
+    write_split(data / "test.h5", [0, 1, 2] * 7)
+    package(PackageConfig(logged_model, register_as="cars", precision="float32"))
+    evaluate(EvaluateConfig(logged_model, str(data)))
+    package(PackageConfig("models:/cars/1", register_as="cars", precision="float32"))
+    (of_source,) = store.search_runs(["0"], "tags.`carflavor.step` = 'evaluate'")
+    assert f"run `{of_source.info.run_id}`" in store.get_model_version("cars", "2").description
+    evaluate(EvaluateConfig("models:/cars/1", str(data)))
+    store.set_registered_model_alias("cars", "first", "1")
+    package(PackageConfig("models:/cars@first", register_as="cars", precision="float32"))
+    of_version = store.search_runs(
+        ["0"], "tags.`carflavor.model` = 'models:/cars/1' AND tags.`carflavor.step` = 'evaluate'"
+    )
+    assert f"run `{of_version[0].info.run_id}`" in store.get_model_version("cars", "3").description
+    # And of the version that was packed from a version.
+    package(PackageConfig("models:/cars/3", register_as="cars", precision="float32"))
+    assert f"run `{of_source.info.run_id}`" in store.get_model_version("cars", "4").description
+    assert "Nothing could be read" not in caplog.text
+
+
 def test_package_writes_nothing_into_a_folder_of_its_user(store, packed_model):
     before = sorted(path.name for path in packed_model.iterdir())
     package(PackageConfig(str(packed_model), register_as="cars", engine="keras"))
@@ -227,8 +263,9 @@ def test_package_refuses_a_model_that_was_changed(store, packed_model, tmp_path)
 
 
 def test_package_refuses_a_model_that_is_not_there(store):
-    with pytest.raises(ValueError, match="model: nothing could be read from models:/nothing/1: "):
-        package(PackageConfig("models:/nothing/1", register_as="cars"))
+    for model in ("models:/nothing/1", "models:/nothing@champion", "models:/nothing/Production"):
+        with pytest.raises(ValueError, match=f"model: nothing could be read from {model}: "):
+            package(PackageConfig(model, register_as="cars"))
     with pytest.raises(ValueError, match=r"model: the relative path nothing does not exist .* model=\"\$PWD/nothing\""):
         package(PackageConfig("nothing", register_as="cars"))
     assert store.search_registered_models() == []
